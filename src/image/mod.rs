@@ -1,0 +1,19 @@
+//! What an image is, as names and bytes: digests, references, media types, manifests, platforms.
+//!
+//! This room does no I/O and knows no registry, cache or cluster; everything here is a value that can be built, compared
+//! and printed. Start with [`Descriptor`], which says what is copied, and [`RawManifest`], which carries the bytes that
+//! must never change.
+
+mod digest;
+mod error;
+mod manifest;
+mod media_type;
+mod platform;
+mod reference;
+
+pub use digest::{Algorithm, Digest, Hasher};
+pub use error::{Error, Result};
+pub use manifest::{Descriptor, ImageManifest, Index, Manifest, RawManifest};
+pub use media_type::{MANIFEST_ACCEPT, MediaType};
+pub use platform::Platform;
+pub use reference::{Host, ImageName, Reference, Repository, RepositoryPath, Tag};

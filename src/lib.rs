@@ -1,0 +1,14 @@
+//! The engine of `docker-image-pusher`: moves container images between registries, verified byte for byte, as a command
+//! line tool and as a Kubernetes operator.
+//!
+//! Rooms, from the bottom up; each may use those above it in this list, never those below:
+//!
+//! | room | owns |
+//! |---|---|
+//! | [`error`] | classes of errors and what follows from them |
+//! | [`image`] | names, digests, manifests; no I/O |
+//! | [`output`] | progress, messages, figures |
+
+pub mod error;
+pub mod image;
+pub mod output;

@@ -1,0 +1,3 @@
+//! The `docker-image-pusher` binary.
+
+fn main() {}

@@ -1,0 +1,340 @@
+//! How every room tells what it does, without knowing who listens: progress of transfers, messages, and the figures a
+//! command ends with.
+//!
+//! [`OutputManager`] is a cheap handle that travels down with the work. Who shows the events lives above: the terminal, line
+//! and JSON renderers in `cli/`, the status of a resource in `controller/`.
+
+mod statistics;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::image::Digest;
+
+pub use statistics::{ByteSize, Statistics, Totals};
+
+/// How important a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For those who asked for details.
+    Detail,
+    /// What a user wants to know.
+    Info,
+    /// Something is odd, the work goes on.
+    Warning,
+}
+
+/// Which way a blob travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From a registry into the cache.
+    Download,
+    /// From the cache to a registry.
+    Upload,
+}
+
+/// One thing that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something to read.
+    Message {
+        /// How important.
+        level: Level,
+        /// One line, without credentials.
+        text: &'a str,
+    },
+    /// More work is known now than before.
+    Planned {
+        /// Blobs that are to be at their destination.
+        blobs: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// A planned blob needed no transfer.
+    Skipped {
+        /// Which blob.
+        digest: &'a Digest,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// A transfer began.
+    Started {
+        /// Names the transfer in the events that follow.
+        id: u64,
+        /// Which way.
+        direction: Direction,
+        /// Which blob.
+        digest: &'a Digest,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// A transfer moved on.
+    Advanced {
+        /// Which transfer.
+        id: u64,
+        /// Bytes since the last event.
+        bytes: u64,
+    },
+    /// A transfer starts again from its first byte.
+    Restarted {
+        /// Which transfer.
+        id: u64,
+        /// Bytes that were done and count no more.
+        lost: u64,
+    },
+    /// A transfer is over.
+    Ended {
+        /// Which transfer.
+        id: u64,
+        /// Whether all bytes arrived.
+        complete: bool,
+    },
+    /// Something failed and is tried again.
+    Retrying {
+        /// What, as a verb phrase: `GET blob sha256:...`.
+        operation: &'a str,
+        /// Why, in one sentence.
+        cause: &'a str,
+        /// Pause before the next attempt.
+        pause: Duration,
+    },
+}
+
+/// Who listens. Called from many tasks at once, between network reads: it must return at once.
+pub trait Renderer: Send + Sync {
+    /// Takes notice of an event.
+    fn handle(&self, event: &Event<'_>);
+}
+
+/// Shows nothing; the figures are counted all the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Renderer for Silent {
+    fn handle(&self, _event: &Event<'_>) {}
+}
+
+/// The handle through which rooms speak. Clones speak to the same listener and count into the same figures.
+#[derive(Clone)]
+pub struct OutputManager {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    renderer: Box<dyn Renderer>,
+    statistics: Statistics,
+    next_transfer: AtomicU64,
+}
+
+impl fmt::Debug for OutputManager {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("OutputManager")
+            .field("totals", &self.totals())
+            .finish_non_exhaustive()
+    }
+}
+
+impl OutputManager {
+    /// Speaks to `renderer`.
+    pub fn new(renderer: impl Renderer + 'static) -> Self {
+        let shared = Shared {
+            renderer: Box::new(renderer),
+            statistics: Statistics::default(),
+            next_transfer: AtomicU64::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Speaks to nobody.
+    pub fn silent() -> Self {
+        Self::new(Silent)
+    }
+
+    /// Says something for those who asked for details.
+    pub fn detail(&self, text: impl AsRef<str>) {
+        self.message(Level::Detail, text.as_ref());
+    }
+
+    /// Says something a user wants to know.
+    pub fn info(&self, text: impl AsRef<str>) {
+        self.message(Level::Info, text.as_ref());
+    }
+
+    /// Says that something is odd.
+    pub fn warning(&self, text: impl AsRef<str>) {
+        self.message(Level::Warning, text.as_ref());
+    }
+
+    fn message(&self, level: Level, text: &str) {
+        self.shared.renderer.handle(&Event::Message { level, text });
+    }
+
+    /// Tells that `blobs` more blobs of `bytes` in all are to be at their destination.
+    pub fn planned(&self, blobs: u64, bytes: u64) {
+        self.shared
+            .renderer
+            .handle(&Event::Planned { blobs, bytes });
+    }
+
+    /// Tells that a planned blob was in place already.
+    pub fn existing(&self, digest: &Digest, bytes: u64) {
+        self.shared.statistics.count_existing();
+        self.shared
+            .renderer
+            .handle(&Event::Skipped { digest, bytes });
+    }
+
+    /// Tells that a failed operation is tried again after `pause`.
+    pub fn retrying(&self, operation: &str, cause: &str, pause: Duration) {
+        self.shared.statistics.count_retry();
+        self.shared.renderer.handle(&Event::Retrying {
+            operation,
+            cause,
+            pause,
+        });
+    }
+
+    /// Tells that a blob begins to travel; the returned value tells the rest.
+    pub fn transfer(&self, direction: Direction, digest: &Digest, bytes: u64) -> Transfer {
+        let id = self.shared.next_transfer.fetch_add(1, Ordering::Relaxed);
+        self.shared.renderer.handle(&Event::Started {
+            id,
+            direction,
+            digest,
+            bytes,
+        });
+        Transfer {
+            output: self.clone(),
+            id,
+            direction,
+            done: AtomicU64::new(0),
+            complete: false,
+        }
+    }
+
+    /// The figures so far.
+    pub fn totals(&self) -> Totals {
+        self.shared.statistics.totals()
+    }
+}
+
+/// A blob on its way. Dropped before [`Transfer::complete`], it counts as failed.
+#[derive(Debug)]
+#[must_use = "dropping a transfer tells that it failed"]
+pub struct Transfer {
+    output: OutputManager,
+    id: u64,
+    direction: Direction,
+    done: AtomicU64,
+    complete: bool,
+}
+
+impl Transfer {
+    /// `bytes` more have travelled.
+    pub fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.output
+            .shared
+            .statistics
+            .count_bytes(self.direction, bytes);
+        self.output
+            .shared
+            .renderer
+            .handle(&Event::Advanced { id: self.id, bytes });
+    }
+
+    /// The blob starts again from its first byte. What travelled stays counted as traffic, but not as progress.
+    pub fn restart(&self) {
+        let lost = self.done.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            self.output
+                .shared
+                .renderer
+                .handle(&Event::Restarted { id: self.id, lost });
+        }
+    }
+
+    /// All bytes arrived and were accepted.
+    pub fn complete(mut self) {
+        self.complete = true;
+        self.output.shared.statistics.count_copied(self.direction);
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.output.shared.renderer.handle(&Event::Ended {
+            id: self.id,
+            complete: self.complete,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Recorder(Arc<Mutex<Vec<String>>>);
+
+    impl Renderer for Recorder {
+        fn handle(&self, event: &Event<'_>) {
+            self.0.lock().unwrap().push(format!("{event:?}"));
+        }
+    }
+
+    #[test]
+    fn a_transfer_that_is_dropped_ends_incomplete() {
+        let recorder = Recorder::default();
+        let output = OutputManager::new(recorder.clone());
+        drop(output.transfer(Direction::Download, &Digest::of(b""), 3));
+        output
+            .transfer(Direction::Upload, &Digest::of(b""), 3)
+            .complete();
+        let events = recorder.0.lock().unwrap().join("\n");
+        assert!(
+            events.contains("Ended { id: 0, complete: false }"),
+            "{events}"
+        );
+        assert!(
+            events.contains("Ended { id: 1, complete: true }"),
+            "{events}"
+        );
+    }
+
+    #[test]
+    fn clones_count_into_the_same_figures() {
+        let output = OutputManager::silent();
+        let transfer = output
+            .clone()
+            .transfer(Direction::Download, &Digest::of(b""), 5);
+        transfer.advance(3);
+        transfer.restart();
+        transfer.advance(5);
+        transfer.complete();
+        output.existing(&Digest::of(b"x"), 1);
+        output.retrying("GET blob", "reset", Duration::ZERO);
+        let totals = output.totals();
+        assert_eq!(
+            (
+                totals.downloaded,
+                totals.uploaded,
+                totals.existing,
+                totals.retries
+            ),
+            (1, 0, 1, 1)
+        );
+        assert_eq!(totals.bytes_downloaded, 8);
+    }
+}

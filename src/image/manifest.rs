@@ -38,6 +38,14 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// A nondistributable layer that names where its publisher serves it: it is neither pulled nor pushed, and clients find
+    /// it by its `urls` (moby#33151).
+    pub fn stays_with_its_publisher(&self) -> bool {
+        self.media_type.is_nondistributable() && !self.urls.is_empty()
+    }
+}
+
 /// `null` stands for "none" in lists of some producers.
 fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,

@@ -4,6 +4,7 @@
 //! [`OutputManager`] is a cheap handle that travels down with the work. Who shows the events lives above: the terminal, line
 //! and JSON renderers in `cli/`, the status of a resource in `controller/`.
 
+mod progress;
 mod statistics;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use crate::image::Digest;
 
+pub use progress::{Progress, ProgressNumbers};
 pub use statistics::{ByteSize, Statistics, Totals};
 
 /// How important a message is.

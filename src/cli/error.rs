@@ -1,0 +1,130 @@
+//! What can be wrong with a command, and the errors of the rooms that commands pass on.
+
+use std::path::PathBuf;
+
+use crate::{
+    cache, controller,
+    error::{Class, Classified},
+    image::Host,
+    registry, transfer,
+};
+
+/// The room's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+pub enum Error {
+    /// The name of the image and `--registry` disagree.
+    #[error("the repository names the host {host}, --registry names {registry}: leave one of them out, or make them the same")]
+    RegistryConflict {
+        /// Host in `--repository`.
+        host: Host,
+        /// Host of `--registry`.
+        registry: Host,
+    },
+    /// A user name without a password.
+    #[error("--username needs a password: give it with --password-stdin or in the variable IMAGE_PUSHER_PASSWORD")]
+    PasswordMissing,
+    /// A password without a user name.
+    #[error("a password needs --username (or the variable IMAGE_PUSHER_USERNAME)")]
+    UsernameMissing,
+    /// Standard input could not be read, or is not a password.
+    #[error("--password-stdin could not read a password from standard input: {reason}")]
+    PasswordUnreadable {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file given by an option cannot be read.
+    #[error("could not read {path}, given with {option}")]
+    FileUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// The option that named it.
+        option: &'static str,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The options that make a client are wrong: its address or its certificates.
+    #[error("the registry cannot be used as given")]
+    Access(#[source] registry::Error),
+    /// A file with credentials is broken.
+    #[error("could not use the credentials file {path}")]
+    CredentialsUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: registry::Error,
+    },
+    /// The copy failed.
+    #[error(transparent)]
+    Transfer(#[from] transfer::Error),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
+    /// The operator failed.
+    #[error(transparent)]
+    Controller(#[from] controller::Error),
+    /// Standard output could not be written.
+    #[error("could not write to standard output")]
+    OutputFailed(#[source] std::io::Error),
+    /// The user interrupted the command.
+    #[error("interrupted; nothing half-written is left, run the same command again to go on")]
+    Interrupted,
+}
+
+impl Error {
+    /// Whether work had begun: before, an error is one of usage.
+    #[deny(clippy::wildcard_enum_match_arm)]
+    pub const fn happened_at_work(&self) -> bool {
+        match self {
+            Self::RegistryConflict { .. }
+            | Self::PasswordMissing
+            | Self::UsernameMissing
+            | Self::PasswordUnreadable { .. }
+            | Self::FileUnreadable { .. }
+            | Self::Access(_)
+            | Self::CredentialsUnreadable { .. } => false,
+            Self::Transfer(_) | Self::Cache(_) | Self::Controller(_) | Self::OutputFailed(_) | Self::Interrupted => true,
+        }
+    }
+}
+
+impl Classified for Error {
+    #[deny(clippy::wildcard_enum_match_arm)]
+    fn class(&self) -> Class {
+        match self {
+            Self::RegistryConflict { .. }
+            | Self::PasswordMissing
+            | Self::UsernameMissing
+            | Self::PasswordUnreadable { .. }
+            | Self::FileUnreadable { .. }
+            | Self::Access(_)
+            | Self::CredentialsUnreadable { .. } => Class::Config,
+            Self::Transfer(error) => error.class(),
+            Self::Cache(error) => error.class(),
+            Self::Controller(error) => error.class(),
+            Self::OutputFailed(_) => Class::Storage,
+            Self::Interrupted => Class::Cancelled,
+        }
+    }
+
+    #[deny(clippy::wildcard_enum_match_arm)]
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Access(error) | Self::CredentialsUnreadable { source: error, .. } => error.reason(),
+            Self::Transfer(error) => error.reason(),
+            Self::Cache(error) => error.reason(),
+            Self::Controller(error) => error.reason(),
+            Self::RegistryConflict { .. }
+            | Self::PasswordMissing
+            | Self::UsernameMissing
+            | Self::PasswordUnreadable { .. }
+            | Self::FileUnreadable { .. }
+            | Self::OutputFailed(_)
+            | Self::Interrupted => self.into(),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The command line: one file per subcommand, the options they share, and how progress and results are shown.
+//!
+//! Nothing here copies an image: a command turns its options into a request for [`crate::transfer`], [`crate::cache`] or
+//! [`crate::controller`], shows what happens and picks the exit code. Progress and messages go to standard error, results to
+//! standard output.
+
+mod access;
+mod clean;
+mod completions;
+mod controller;
+mod crd;
+mod error;
+mod list;
+mod options;
+mod pull;
+mod push;
+mod render;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+
+use crate::error::{Classified, handlers};
+
+pub use error::{Error, Result};
+pub use options::{GlobalOptions, LogFormat, Verbosity};
+
+/// Moves container images between registries, verified byte for byte.
+#[derive(Debug, Parser)]
+#[command(
+    name = "docker-image-pusher",
+    version,
+    about = "Moves container images between registries, verified byte for byte",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed, 130 interrupted.\n\
+                  Every option can also be given as a variable; its name stands beside the option."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+    /// Whether a password stands in the arguments, where every user of the machine can read it.
+    #[arg(skip)]
+    password_was_typed: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Pull(pull::Pull),
+    Push(push::Push),
+    List(list::List),
+    Clean(clean::Clean),
+    Controller(controller::Controller),
+    Crd(crd::Crd),
+    Completions(completions::Completions),
+}
+
+impl Cli {
+    /// Reads the arguments and variables of this process.
+    ///
+    /// # Errors
+    /// Clap's own, which knows how to print itself; help and version come this way too.
+    pub fn from_process() -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches()?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.password_was_typed = matches.subcommand().is_some_and(|(_, options)| {
+            options.try_contains_id("password").is_ok()
+                && options.value_source("password") == Some(ValueSource::CommandLine)
+        });
+        Ok(cli)
+    }
+
+    /// Options that concern logs and output.
+    pub const fn global(&self) -> &GlobalOptions {
+        &self.global
+    }
+
+    /// Whether the command is the operator, whose logs are its only output.
+    pub const fn is_operator(&self) -> bool {
+        matches!(self.command, Command::Controller(_))
+    }
+
+    /// Runs the command and tells how it ended. Errors are shown here, once.
+    pub async fn run(self) -> ExitCode {
+        let screen = render::Screen::new(&self.global);
+        if self.password_was_typed {
+            screen.output().warning(
+                "a password given with -p can be read by every user of this machine while the command runs: \
+                 use --password-stdin or the variable IMAGE_PUSHER_PASSWORD",
+            );
+        }
+        let outcome = match self.command {
+            Command::Pull(command) => until_interrupted(command.run(&screen)).await,
+            Command::Push(command) => until_interrupted(command.run(&screen)).await,
+            Command::List(command) => until_interrupted(command.run(&screen)).await,
+            Command::Clean(command) => until_interrupted(command.run(&screen)).await,
+            Command::Controller(command) => command.run().await,
+            Command::Crd(command) => command.run(&screen),
+            Command::Completions(command) => command.run(&mut Self::command(), &screen),
+        };
+        match outcome {
+            Ok(()) => ExitCode::from(handlers::EXIT_DONE),
+            Err(error) => {
+                screen.error(&error);
+                ExitCode::from(handlers::exit_code(error.class(), error.happened_at_work()))
+            }
+        }
+    }
+}
+
+/// Runs a command until it ends or the user interrupts it. Dropping the command's future is the cancellation: partial
+/// downloads are removed on the way out.
+async fn until_interrupted(command: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::select! {
+        outcome = command => outcome,
+        signal = interrupted() => Err(signal),
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn interrupted() -> Error {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    match (interrupt, terminate) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            Error::Interrupted
+        }
+        // Without handlers the signals end the process as they always did.
+        _ => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_a_variable_of_its_own_name() {
+        let command = Cli::command();
+        let mut checked = 0;
+        for (name, arguments) in std::iter::once(("", command.get_arguments().collect::<Vec<_>>()))
+            .chain(command.get_subcommands().map(|sub| (sub.get_name(), sub.get_arguments().collect())))
+        {
+            for argument in arguments.into_iter().filter(|argument| !argument.is_positional()) {
+                let long = argument.get_long().expect("every option has a long name");
+                if matches!(long, "help" | "version") {
+                    continue;
+                }
+                let expected = format!("IMAGE_PUSHER_{}", long.replace('-', "_").to_uppercase());
+                assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(expected.as_str()), "{name} --{long}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 20, "{checked}");
+    }
+
+    #[test]
+    fn every_subcommand_shows_examples() {
+        for sub in Cli::command().get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("docker-image-pusher {}", sub.get_name())), "{}", sub.get_name());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Options that several commands share.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum, builder::FalseyValueParser};
+use secrecy::SecretString;
+
+use crate::{
+    image::{Reference, Repository},
+    transfer::TransferOptions,
+};
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Output")]
+pub struct GlobalOptions {
+    /// Show errors only
+    #[arg(short, long, global = true, env = "IMAGE_PUSHER_QUIET", value_parser = FalseyValueParser::new(), conflicts_with = "verbose")]
+    quiet: bool,
+    /// Show details; twice, also each request
+    #[arg(short, long, global = true, env = "IMAGE_PUSHER_VERBOSE", action = ArgAction::Count)]
+    verbose: u8,
+    /// Form of log lines on standard error
+    #[arg(long, global = true, env = "IMAGE_PUSHER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Form of progress and results: text, or one JSON object per line
+    #[arg(long, global = true, env = "IMAGE_PUSHER_OUTPUT", value_enum, default_value_t = OutputFormat::Text)]
+    pub output: OutputFormat,
+}
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// What a user wants to know.
+    Normal,
+    /// Details of the work.
+    Verbose,
+    /// Each request too.
+    Debug,
+}
+
+impl GlobalOptions {
+    /// How much is said.
+    pub const fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, 0) => Verbosity::Normal,
+            (false, 1) => Verbosity::Verbose,
+            (false, _) => Verbosity::Debug,
+        }
+    }
+}
+
+/// Form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Form of progress and results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line on standard output.
+    Json,
+}
+
+/// Where the cache is.
+#[derive(Debug, Clone, Args)]
+pub(super) struct CacheOptions {
+    /// Folder of the cache
+    #[arg(long, env = "IMAGE_PUSHER_CACHE_DIR", default_value = ".cache", value_name = "DIR")]
+    pub(super) cache_dir: PathBuf,
+}
+
+/// Which image at which registry, and how to get in.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RegistryOptions {
+    /// Repository, for example library/ubuntu or registry.example:5000/team/app
+    #[arg(short, long, env = "IMAGE_PUSHER_REPOSITORY", value_name = "REPOSITORY")]
+    pub(super) repository: Repository,
+    /// Tag, or digest such as sha256:...
+    #[arg(short = 't', long, env = "IMAGE_PUSHER_REFERENCE", value_name = "TAG|DIGEST")]
+    pub(super) reference: Reference,
+    /// Address of the registry. Without scheme: https, for a loopback host http. [default: the host of the repository, else
+    /// https://registry-1.docker.io]
+    #[arg(long, env = "IMAGE_PUSHER_REGISTRY", value_name = "ADDRESS")]
+    pub(super) registry: Option<String>,
+    /// User name at the registry [default: from the docker and podman login files]
+    #[arg(short, long, env = "IMAGE_PUSHER_USERNAME", value_name = "NAME", help_heading = "Access")]
+    pub(super) username: Option<String>,
+    #[command(flatten)]
+    pub(super) password: PasswordOptions,
+    /// Do not verify the registry's certificate
+    #[arg(long, env = "IMAGE_PUSHER_SKIP_TLS", value_parser = FalseyValueParser::new(), help_heading = "Access")]
+    pub(super) skip_tls: bool,
+    /// File with CA certificates (PEM) to trust beside those of the system
+    #[arg(long, env = "IMAGE_PUSHER_CA_FILE", value_name = "FILE", help_heading = "Access")]
+    pub(super) ca_file: Option<PathBuf>,
+}
+
+/// How a password is given.
+#[derive(Debug, Clone, Args)]
+pub(super) struct PasswordOptions {
+    /// Password at the registry; others can read it in the list of processes
+    #[arg(
+        short,
+        long,
+        env = "IMAGE_PUSHER_PASSWORD",
+        hide_env_values = true,
+        value_name = "PASSWORD",
+        help_heading = "Access",
+        conflicts_with = "password_stdin"
+    )]
+    pub(super) password: Option<SecretString>,
+    /// Read the password from standard input
+    #[arg(long, env = "IMAGE_PUSHER_PASSWORD_STDIN", value_parser = FalseyValueParser::new(), help_heading = "Access")]
+    pub(super) password_stdin: bool,
+}
+
+/// Blob transfers at once for the one image of a `pull`; the seed gives `pull` no option for it.
+pub(super) const PULL_CONCURRENCY: usize = TransferOptions::DEFAULT_MAX_CONCURRENT;
+
+/// Retries in a row where nobody says otherwise.
+pub(super) const DEFAULT_RETRY_ATTEMPTS: u32 = 3;

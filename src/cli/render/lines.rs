@@ -1,0 +1,64 @@
+//! Progress as plain lines, for logs and pipes: one every few seconds, and messages as they come.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::output::{ByteSize, Event, Level, Progress, Renderer};
+
+use super::{Verbosity, is_shown};
+
+/// Pause between two lines of progress: a log of an hour stays readable.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Writes lines to standard error.
+#[derive(Debug)]
+pub(super) struct Lines {
+    verbosity: Verbosity,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    progress: Progress,
+    last: Instant,
+}
+
+impl Lines {
+    pub(super) fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity, state: Mutex::new(State { progress: Progress::default(), last: Instant::now() }) }
+    }
+}
+
+impl Renderer for Lines {
+    #[expect(clippy::print_stderr, reason = "progress goes to standard error, and to no log")]
+    fn handle(&self, event: &Event<'_>) {
+        match *event {
+            Event::Message { level, text } if is_shown(level, self.verbosity) => match level {
+                Level::Warning => eprintln!("warning: {text}"),
+                Level::Info | Level::Detail => eprintln!("{text}"),
+            },
+            Event::Retrying { operation, cause, pause } => eprintln!("{}", retry_text(operation, cause, pause)),
+            _ => {}
+        }
+        let mut state = self.state.lock();
+        state.progress.observe(event);
+        if matches!(event, Event::Advanced { .. }) && state.last.elapsed() >= PAUSE {
+            state.last = Instant::now();
+            let numbers = state.progress.numbers();
+            eprintln!(
+                "{} of {} ({} %), {} of {} blobs",
+                ByteSize(numbers.bytes_done),
+                ByteSize(numbers.bytes_total),
+                numbers.percent(),
+                numbers.blobs_done,
+                numbers.blobs_total,
+            );
+        }
+    }
+}
+
+/// The line that tells of a retry.
+pub(super) fn retry_text(operation: &str, cause: &str, pause: Duration) -> String {
+    format!("retrying {operation} in {:.1} s: {cause}", pause.as_secs_f64())
+}

@@ -1,0 +1,25 @@
+//! Copies images: from a registry into the cache, from the cache to registries, and both in one go.
+//!
+//! A [`Run`] takes a list of [`ImageJob`]s and works on all of them at once, within the limits of its
+//! [`TransferOptions`]; what became of each is in the [`RunReport`]. [`ImageManager`] is the door for a single operation: each
+//! [`OperationMode`] is a run of one job. One failing image or destination never stops the others.
+//!
+//! The room knows registries and the cache, but neither Kubernetes nor the command line. Start with `run.rs`.
+
+mod error;
+mod image_manager;
+mod job;
+mod keyed_lock;
+mod pull;
+mod push;
+mod report;
+mod run;
+mod tree;
+
+pub use error::{Error, Result};
+pub use image_manager::{ImageManager, OperationMode};
+pub use job::{
+    Destination, ExistingBlobs, ImageJob, Registries, RegistryId, RegistryImage, TargetReference, TransferOptions, digest_tag,
+};
+pub use report::{DestinationReport, Failure, ImageReport, Outcome, RunReport};
+pub use run::Run;

@@ -1,0 +1,200 @@
+//! From a registry into the cache: look up, fetch the manifests, then all blobs, then let the image be seen.
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::{
+    cache::{BlobWriter, Claim, StoredImage},
+    error::{Class, Classified, handlers},
+    image::{Descriptor, Digest, ImageName, RawManifest, Reference},
+    output::{Direction, Transfer},
+    registry::RegistryClient,
+};
+
+use super::{Error, RegistryImage, Result, Run, tree::ImageTree};
+
+/// Downloads of one blob whose bytes were wrong: a second one, since a proxy may have mangled the first.
+const DIGEST_ATTEMPTS: usize = 2;
+
+/// An image at its source, and the name under which it is cached.
+pub(super) struct Pull<'a> {
+    pub(super) run: &'a Run,
+    pub(super) client: &'a RegistryClient,
+    pub(super) source: &'a RegistryImage,
+    pub(super) cached: &'a ImageName,
+}
+
+impl Pull<'_> {
+    /// The digest the source has now under the reference; of a digest, the digest itself, without asking.
+    pub(super) async fn look_up(&self) -> Result<Digest> {
+        if let Reference::Digest(digest) = &self.source.reference {
+            return Ok(digest.clone());
+        }
+        let RegistryImage { registry: _, repository, reference } = self.source;
+        match self.client.head_manifest(repository, reference).await.map_err(|source| self.pull_error(source))? {
+            Some(digest) => Ok(digest),
+            // A HEAD answer has no body: the GET gives the registry's own words.
+            None => Ok(self.get_manifest(reference).await?.digest().clone()),
+        }
+    }
+
+    /// Brings the whole image into the cache. `digest` is what a look-up found, if there was one. The second value tells
+    /// whether anything was fetched.
+    pub(super) async fn into_cache(&self, digest: Option<&Digest>) -> Result<(ImageTree, bool)> {
+        let root = self.root_manifest(digest).await?;
+        let tree = ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await?;
+        let (blobs, bytes) = tree.size();
+        self.run.output.planned(blobs, bytes);
+        // Largest first, all at once: the run's slots decide how many travel.
+        let fetched = stream::iter(tree.blobs())
+            .map(|blob| self.fetch_blob(blob))
+            .buffer_unordered(usize::MAX)
+            .try_fold(0_u64, |count, fetched| async move { Ok(count + u64::from(fetched)) })
+            .await?;
+        let known = self.is_cached_as(tree.root.digest()).await?;
+        if !known || fetched > 0 {
+            self.store(&tree).await?;
+        }
+        Ok((tree, !known || fetched > 0))
+    }
+
+    /// Whether the cached name already stands for this digest, from this registry.
+    async fn is_cached_as(&self, digest: &Digest) -> Result<bool> {
+        let ImageName { repository, reference } = self.cached;
+        let cache = &self.run.cache;
+        let same_origin = cache.origin(repository, reference).await.is_some_and(|origin| origin == self.client.address());
+        let cached = cache.manifest(repository, reference).await.map_err(|source| self.cache_error(source))?;
+        Ok(same_origin && cached.is_some_and(|manifest| manifest.digest() == digest))
+    }
+
+    async fn store(&self, tree: &ImageTree) -> Result<()> {
+        let image = StoredImage {
+            repository: self.cached.repository.clone(),
+            reference: self.cached.reference.clone(),
+            registry: self.client.address().to_owned(),
+            root: tree.root.clone(),
+            children: tree.children.clone(),
+        };
+        self.run.cache.store_image(image).await.map_err(|source| self.cache_error(source))
+    }
+
+    /// The manifest the reference names: from the cache where the digest is known and there, else from the registry, once.
+    async fn root_manifest(&self, digest: Option<&Digest>) -> Result<RawManifest> {
+        let known = match digest {
+            Some(digest) => Some(digest.clone()),
+            None if self.cached_manifest(&self.cached.reference).await?.is_some() => Some(self.look_up().await?),
+            // Nothing to compare with: the GET answers what the HEAD would.
+            None => self.source.reference.digest().cloned(),
+        };
+        match known {
+            Some(digest) => self.manifest_by_digest(digest).await,
+            None => self.get_manifest(&self.source.reference).await,
+        }
+    }
+
+    async fn manifest_by_digest(&self, digest: Digest) -> Result<RawManifest> {
+        let reference = Reference::Digest(digest);
+        match self.cached_manifest(&reference).await? {
+            Some(manifest) => Ok(manifest),
+            None => match self.cached_manifest(&self.cached.reference).await? {
+                // The tag's own file holds the manifest too.
+                Some(manifest) if Some(manifest.digest()) == reference.digest() => Ok(manifest),
+                Some(_) | None => self.get_manifest(&reference).await,
+            },
+        }
+    }
+
+    /// Brings one blob into the cache, unless it is there; tells whether it travelled.
+    async fn fetch_blob(&self, blob: &Descriptor) -> Result<bool> {
+        let Run { cache, output, downloads, slots, .. } = self.run;
+        let _only_one = downloads.lock(&blob.digest).await;
+        if cache.has_blob(blob).await.map_err(|source| self.cache_error(source))? {
+            output.existing(&blob.digest, blob.size);
+            return Ok(false);
+        }
+        let _slot = slots.acquire().await;
+        for last in (1..=DIGEST_ATTEMPTS).map(|attempt| attempt == DIGEST_ATTEMPTS) {
+            let writer = match cache.claim_blob(blob).await.map_err(|source| self.cache_error(source))? {
+                // Another process was faster.
+                Claim::Present => {
+                    output.existing(&blob.digest, blob.size);
+                    return Ok(false);
+                }
+                Claim::Fetch(writer) => writer,
+            };
+            match self.download(blob, writer).await {
+                Err(error) if !last && error.class() == Class::Digest => {
+                    output.warning(format!("{}; fetching it once more", handlers::message(&error)));
+                }
+                outcome => return outcome.map(|()| true),
+            }
+        }
+        unreachable!("the last attempt returns its outcome")
+    }
+
+    /// Streams a blob into the cache until it is whole or the retries are used up.
+    async fn download(&self, blob: &Descriptor, mut writer: BlobWriter) -> Result<()> {
+        let output = &self.run.output;
+        let transfer = output.transfer(Direction::Download, &blob.digest, blob.size);
+        let mut retry = self.client.retry();
+        loop {
+            let Err(error) = self.stream_once(blob, &mut writer, &transfer).await? else { break };
+            let Some(pause) = retry.next(&error) else { return Err(self.pull_error(error)) };
+            let operation = format!("GET blob {} of {}", blob.digest, self.image());
+            output.retrying(&operation, &handlers::message(&error), pause);
+            tokio::time::sleep(pause).await;
+            writer.restart().await.map_err(|source| self.cache_error(source))?;
+            transfer.restart();
+        }
+        writer.finish().await.map_err(|source| self.cache_error(source))?;
+        transfer.complete();
+        Ok(())
+    }
+
+    /// One attempt. The outer error is ours and final, the inner one the registry's and perhaps worth another attempt.
+    async fn stream_once(
+        &self,
+        blob: &Descriptor,
+        writer: &mut BlobWriter,
+        transfer: &Transfer,
+    ) -> Result<std::result::Result<(), crate::registry::Error>> {
+        let mut body = match self.client.get_blob(&self.source.repository, blob).await {
+            Ok(body) => body,
+            // Asking was retried inside; to ask again here would multiply the attempts.
+            Err(error) => return Err(self.pull_error(error)),
+        };
+        loop {
+            match body.next().await {
+                Ok(Some(bytes)) => {
+                    let length = bytes.len() as u64;
+                    writer.write(bytes).await.map_err(|source| self.cache_error(source))?;
+                    transfer.advance(length);
+                }
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    async fn cached_manifest(&self, reference: &Reference) -> Result<Option<RawManifest>> {
+        let manifest = self.run.cache.manifest(&self.cached.repository, reference).await;
+        manifest.map_err(|source| self.cache_error(source))
+    }
+
+    async fn get_manifest(&self, reference: &Reference) -> Result<RawManifest> {
+        let manifest = self.client.get_manifest(&self.source.repository, reference).await;
+        manifest.map_err(|source| self.pull_error(source))
+    }
+
+    /// The image's full name at its source.
+    pub(super) fn image(&self) -> String {
+        super::run::full_name(self.client, self.source)
+    }
+
+    fn pull_error(&self, source: crate::registry::Error) -> Error {
+        Error::Pull { image: self.image(), source }
+    }
+
+    fn cache_error(&self, source: crate::cache::Error) -> Error {
+        Error::Cache { image: self.cached.clone(), source }
+    }
+}

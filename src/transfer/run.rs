@@ -1,0 +1,265 @@
+//! One run: all jobs at once, each image looked up, fetched and sent to its destinations, nothing moved twice.
+
+use std::collections::HashSet;
+
+use futures::{StreamExt, future::join_all, stream};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::{
+    cache::Cache,
+    image::{Digest, ImageName, Reference, RepositoryPath},
+    output::OutputManager,
+    registry::RegistryClient,
+};
+
+use super::{
+    Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries, RegistryId, RegistryImage, Result, RunReport,
+    TransferOptions, keyed_lock::KeyedLock, pull::Pull, push::Push, tree::ImageTree,
+};
+
+/// Images a run works on at once. Blobs have their own limit; this one bounds manifests in memory and questions in flight.
+const IMAGES_AT_ONCE: usize = 16;
+
+/// A blob at its destination.
+type UploadKey = (RegistryId, RepositoryPath, Digest);
+
+/// The state that the jobs of a run share. Dropping a running [`Run::execute`] cancels it: partial downloads are removed and
+/// no half image becomes visible anywhere.
+#[derive(Debug)]
+pub struct Run {
+    pub(super) cache: Cache,
+    pub(super) output: OutputManager,
+    pub(super) options: TransferOptions,
+    registries: Registries,
+    /// One permit per blob transfer, over all images and directions.
+    pub(super) slots: Semaphore,
+    /// Who fetches which blob: images of one run often share layers.
+    pub(super) downloads: KeyedLock<Digest>,
+    /// Who sends which blob where; two uploads of one blob to one repository disturb each other (registry rule U13).
+    pub(super) uploads: KeyedLock<UploadKey>,
+    /// What this run sent or found there: it is not asked about again.
+    pub(super) sent: Mutex<HashSet<UploadKey>>,
+}
+
+impl Run {
+    /// A run over `cache` with the clients its jobs name.
+    pub fn new(cache: &Cache, registries: Registries, options: TransferOptions, output: OutputManager) -> Self {
+        Self {
+            cache: cache.with_output(output.clone()),
+            output,
+            options,
+            registries,
+            slots: Semaphore::new(options.max_concurrent.max(1)),
+            downloads: KeyedLock::default(),
+            uploads: KeyedLock::default(),
+            sent: Mutex::default(),
+        }
+    }
+
+    /// Works on all jobs and tells what became of each, in their order. Never fails as a whole.
+    pub async fn execute(&self, jobs: &[ImageJob]) -> RunReport {
+        let _in_use = match self.cache.use_shared().await {
+            Ok(guard) => guard,
+            Err(error) => return self.all_failed(jobs, error),
+        };
+        let images = stream::iter(jobs).map(|job| self.image_report(job)).buffered(IMAGES_AT_ONCE).collect().await;
+        RunReport { images }
+    }
+
+    /// A cache that cannot be used fails every image in the same way.
+    fn all_failed(&self, jobs: &[ImageJob], error: crate::cache::Error) -> RunReport {
+        let Some(first) = jobs.first() else { return RunReport::default() };
+        let failure = Failure::from(&Error::Cache { image: first.cached.clone(), source: error });
+        let images = jobs.iter().map(|job| self.report(job, None, Outcome::Failed(failure.clone()), Vec::new())).collect();
+        RunReport { images }
+    }
+
+    /// Works on one job; every error becomes an outcome.
+    async fn image_report(&self, job: &ImageJob) -> ImageReport {
+        let copied = self.copy(job).await;
+        let fetched = match copied.fetched {
+            Ok(true) => Outcome::Copied,
+            Ok(false) => Outcome::UpToDate,
+            Err(error) => Outcome::Failed(Failure::from(&error)),
+        };
+        let outcomes = copied.destinations.into_iter().map(|outcome| match outcome {
+            Some(Ok(true)) => Some(Outcome::Copied),
+            Some(Ok(false)) => Some(Outcome::UpToDate),
+            Some(Err(error)) => Some(Outcome::Failed(Failure::from(&error))),
+            None => None,
+        });
+        self.report(job, copied.digest, fetched, outcomes.collect())
+    }
+
+    /// Puts names to outcomes. A destination without an outcome of its own shares the fate of the fetch.
+    fn report(&self, job: &ImageJob, digest: Option<Digest>, fetched: Outcome, outcomes: Vec<Option<Outcome>>) -> ImageReport {
+        let outcomes = outcomes.into_iter().chain(std::iter::repeat(None));
+        let destinations = job
+            .destinations
+            .iter()
+            .zip(outcomes)
+            .map(|(destination, outcome)| DestinationReport {
+                name: destination.name.clone(),
+                target: self.target_name(destination, digest.as_ref()),
+                outcome: outcome.unwrap_or_else(|| fetched.clone()),
+            })
+            .collect();
+        let source = job.source.as_ref().map_or_else(|| job.cached.to_string(), |source| self.source_name(source));
+        ImageReport { source, digest, fetched, destinations }
+    }
+
+    /// Copies one image, with typed errors. `Ok(true)` means that something moved.
+    pub(super) async fn copy(&self, job: &ImageJob) -> Copied {
+        match &job.source {
+            Some(source) => self.copy_from_registry(job, source).await,
+            None => self.copy_from_cache(job).await,
+        }
+    }
+
+    async fn copy_from_registry(&self, job: &ImageJob, source: &RegistryImage) -> Copied {
+        let client = match self.client(&source.registry) {
+            Ok(client) => client,
+            Err(error) => return Copied::not_fetched(None, error),
+        };
+        let pull = Pull { run: self, client, source, cached: &job.cached };
+        if job.destinations.is_empty() {
+            return match pull.into_cache(None).await {
+                Ok((tree, moved)) => Copied { digest: Some(tree.root.digest().clone()), fetched: Ok(moved), destinations: vec![] },
+                Err(error) => Copied::not_fetched(None, error),
+            };
+        }
+        let digest = match pull.look_up().await {
+            Ok(digest) => digest,
+            Err(error) => return Copied::not_fetched(None, error),
+        };
+        let there = self.ask_destinations(job, &digest).await;
+        if there.iter().all(|answer| !matches!(answer, Ok(false))) {
+            // Nobody needs the bytes: they are there, or the destination cannot be asked.
+            return Copied { digest: Some(digest), fetched: Ok(false), destinations: settled(there) };
+        }
+        match pull.into_cache(Some(&digest)).await {
+            Ok((tree, moved)) => self.send_where_missing(job, there, tree, moved).await,
+            Err(error) => {
+                let destinations = settled(there);
+                Copied { destinations, ..Copied::not_fetched(Some(digest), error) }
+            }
+        }
+    }
+
+    async fn copy_from_cache(&self, job: &ImageJob) -> Copied {
+        let tree = match self.cached_tree(&job.cached).await {
+            Ok(tree) => tree,
+            Err(error) => return Copied::not_fetched(None, error),
+        };
+        let there = self.ask_destinations(job, tree.root.digest()).await;
+        self.send_where_missing(job, there, tree, false).await
+    }
+
+    /// Reads an image with everything below it from the cache.
+    async fn cached_tree(&self, image: &ImageName) -> Result<ImageTree> {
+        let read = async |reference: Reference| {
+            let manifest = self.cache.manifest(&image.repository, &reference).await;
+            manifest.map_err(|source| Error::Cache { image: image.clone(), source })
+        };
+        let root = read(image.reference.clone()).await?;
+        let root = root.ok_or_else(|| Error::CachedImageUnknown { image: image.clone() })?;
+        ImageTree::collect(image, root, async |digest: Digest| {
+            let child = read(Reference::Digest(digest.clone())).await?;
+            child.ok_or_else(|| Error::CachedImageIncomplete { image: image.clone(), digest })
+        })
+        .await
+    }
+
+    /// Asks every destination whether it has the image already.
+    async fn ask_destinations(&self, job: &ImageJob, digest: &Digest) -> Vec<Result<bool>> {
+        join_all(job.destinations.iter().map(async |destination| {
+            self.push_to(job, destination, digest)?.is_up_to_date(digest).await
+        }))
+        .await
+    }
+
+    /// Sends a cached image to every destination that said it does not have it.
+    async fn send_where_missing(&self, job: &ImageJob, there: Vec<Result<bool>>, tree: ImageTree, moved: bool) -> Copied {
+        let tree = &tree;
+        let destinations = join_all(job.destinations.iter().zip(there).map(async |(destination, there)| {
+            let push = self.push_to(job, destination, tree.root.digest())?;
+            if there? {
+                push.count_existing(tree);
+                return Ok(false);
+            }
+            push.push_from_cache(tree).await.map(|()| true)
+        }))
+        .await;
+        let digest = Some(tree.root.digest().clone());
+        Copied { digest, fetched: Ok(moved), destinations: destinations.into_iter().map(Some).collect() }
+    }
+
+    /// One image on its way to one destination.
+    fn push_to<'a>(&'a self, job: &'a ImageJob, destination: &Destination, digest: &Digest) -> Result<Push<'a>> {
+        let client = self.client(&destination.registry)?;
+        let target = destination.image(digest).map_err(|source| Error::TargetInvalid {
+            destination: destination.name.clone(),
+            image: job.cached.clone(),
+            source,
+        })?;
+        Ok(Push { run: self, client, target, cached: &job.cached })
+    }
+
+    fn client(&self, id: &RegistryId) -> Result<&RegistryClient> {
+        self.registries.get(id).ok_or_else(|| Error::RegistryMissing { name: id.to_string() })
+    }
+
+    fn source_name(&self, source: &RegistryImage) -> String {
+        let client = self.registries.get(&source.registry);
+        client.map_or_else(|| format!("{}:{}", source.repository, source.reference), |client| full_name(client, source))
+    }
+
+    /// The full name at a destination; while the digest is unknown, a tag made of it stays a template.
+    fn target_name(&self, destination: &Destination, digest: Option<&Digest>) -> String {
+        let Destination { name: _, registry, repository, reference } = destination;
+        let host = self.registries.get(registry).map_or_else(|| registry.to_string(), |client| client.endpoint().host().to_string());
+        match digest.and_then(|digest| reference.resolve(digest).ok()) {
+            Some(reference) => format!("{host}/{repository}{}{reference}", separator(&reference)),
+            None => format!("{host}/{repository}:{reference}"),
+        }
+    }
+}
+
+/// What became of one job, with typed errors.
+pub(super) struct Copied {
+    /// Digest of the image, once known.
+    pub(super) digest: Option<Digest>,
+    /// Whether anything was fetched, or why not.
+    pub(super) fetched: Result<bool>,
+    /// Per destination whether anything was sent, or why not; `None` shares the fate of the fetch.
+    pub(super) destinations: Vec<Option<Result<bool>>>,
+}
+
+impl Copied {
+    const fn not_fetched(digest: Option<Digest>, error: Error) -> Self {
+        Self { digest, fetched: Err(error), destinations: Vec::new() }
+    }
+}
+
+/// Answers of destinations that are final: those that have the image and those that cannot be asked. The others wait for the
+/// bytes.
+fn settled(answers: Vec<Result<bool>>) -> Vec<Option<Result<bool>>> {
+    let settle = |answer| match answer {
+        Ok(true) => Some(Ok(false)),
+        Ok(false) => None,
+        Err(error) => Some(Err(error)),
+    };
+    answers.into_iter().map(settle).collect()
+}
+
+/// `host/repository:tag` or `host/repository@digest`.
+pub(super) fn full_name(client: &RegistryClient, image: &RegistryImage) -> String {
+    let RegistryImage { registry: _, repository, reference } = image;
+    format!("{}/{repository}{}{reference}", client.endpoint().host(), separator(reference))
+}
+
+/// What stands between a repository and a reference.
+const fn separator(reference: &Reference) -> char {
+    if reference.tag().is_some() { ':' } else { '@' }
+}

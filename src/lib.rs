@@ -8,7 +8,9 @@
 //! | [`error`] | classes of errors and what follows from them |
 //! | [`image`] | names, digests, manifests; no I/O |
 //! | [`output`] | progress, messages, figures |
+//! | [`api`] | the `ImageMirror` resource: types, rules, conditions |
 
+pub mod api;
 pub mod error;
 pub mod image;
 pub mod output;

@@ -8,7 +8,9 @@
 //! | [`error`] | classes of errors and what follows from them |
 //! | [`image`] | names, digests, manifests; no I/O |
 //! | [`output`] | progress, messages, figures |
+//! | [`cache`] | images on disk: blobs, manifests, index, locks |
 
+pub mod cache;
 pub mod error;
 pub mod image;
 pub mod output;

@@ -8,9 +8,11 @@
 //! | [`error`] | classes of errors and what follows from them |
 //! | [`image`] | names, digests, manifests; no I/O |
 //! | [`output`] | progress, messages, figures |
-//! | [`api`] | the `ImageMirror` resource: types, rules, conditions |
+//! | [`api`] | the ImageMirror resource: its types, rules and conditions |
+//! | [`cache`] | images on disk: verified blobs, references, index, locks |
 
 pub mod api;
+pub mod cache;
 pub mod error;
 pub mod image;
 pub mod output;

@@ -356,10 +356,11 @@ mod tests {
         )
         .await
         .unwrap();
-        let foreign = blob(
+        let mut foreign = blob(
             b"far",
             "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
         );
+        foreign.urls = vec!["https://publisher.example/layer".to_owned()];
         let root = raw(&json!({
             "schemaVersion": 2, "config": blob(b"{}", MediaType::OCI_CONFIG.as_str()), "layers": [foreign],
         }));

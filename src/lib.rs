@@ -8,7 +8,9 @@
 //! | [`error`] | classes of errors and what follows from them |
 //! | [`image`] | names, digests, manifests; no I/O |
 //! | [`output`] | progress, messages, figures |
+//! | [`registry`] | the distribution protocol: login, manifests, blobs, tags |
 
 pub mod error;
 pub mod image;
 pub mod output;
+pub mod registry;

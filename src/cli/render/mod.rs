@@ -33,10 +33,16 @@ impl Screen {
         let output = match options.output {
             OutputFormat::Json => OutputManager::new(json::JsonLines::new(verbosity)),
             OutputFormat::Text if verbosity == Verbosity::Quiet => OutputManager::new(Silent),
-            OutputFormat::Text if io::stderr().is_terminal() => OutputManager::new(bars::Bars::new(verbosity)),
+            OutputFormat::Text if io::stderr().is_terminal() => {
+                OutputManager::new(bars::Bars::new(verbosity))
+            }
             OutputFormat::Text => OutputManager::new(lines::Lines::new(verbosity)),
         };
-        Self { format: options.output, verbosity, output }
+        Self {
+            format: options.output,
+            verbosity,
+            output,
+        }
     }
 
     /// The handle that the work speaks to.
@@ -71,12 +77,16 @@ impl Screen {
     }
 
     /// Shows why a command failed.
-    #[expect(clippy::print_stderr, reason = "the one place where a command says why it failed")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "the one place where a command says why it failed"
+    )]
     pub(super) fn error(&self, error: &Error) {
         let message = handlers::message(error);
         if self.format == OutputFormat::Json {
             let class: &str = error.class().into();
-            let value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message });
+            let value =
+                serde_json::json!({ "reason": error.reason(), "class": class, "message": message });
             // The exit code still tells when standard output is gone.
             drop(print_line(&json::line("error", &value)));
         }

@@ -1,0 +1,263 @@
+//! Credentials as docker, podman and Kubernetes keep them: `config.json`, `auth.json`, `.dockerconfigjson`.
+//!
+//! This reads the text and answers for a host and repository (registry rule A18). Where the text comes from, and calling the
+//! helpers it names, is for those above. No error shows anything of the text.
+
+use std::{collections::BTreeMap, fmt};
+
+use base64::{
+    Engine as _,
+    engine::{
+        DecodePaddingMode,
+        general_purpose::{GeneralPurpose, GeneralPurposeConfig},
+    },
+};
+use serde::Deserialize;
+
+use crate::image::{Host, RepositoryPath};
+
+use super::{
+    auth::Credential,
+    endpoint::is_docker_hub_name,
+    error::{Error, Result},
+    token::IDENTITY_USER,
+};
+
+/// The user under which Azure's registry takes an identity token (registry rule A19; `rules_oci#600`).
+const AZURE_USER: &str = "00000000-0000-0000-0000-000000000000";
+
+/// The host under which Docker Hub is compared, whatever it is called.
+const HUB: &str = "docker.io";
+
+/// Base64 as docker writes it, with or without padding.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The credentials of several registries.
+#[derive(Clone, Default)]
+pub struct DockerConfig {
+    /// Longest path first, exact hosts before patterns.
+    entries: Vec<(Place, Credential)>,
+    helpers: BTreeMap<String, String>,
+    store: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ConfigFile {
+    #[serde(default)]
+    auths: Option<BTreeMap<String, Option<Entry>>>,
+    #[serde(default, rename = "credHelpers")]
+    helpers: Option<BTreeMap<String, String>>,
+    #[serde(default, rename = "credsStore")]
+    store: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+/// What an entry is for: a host or a pattern of hosts, and a prefix of repositories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    /// Labels of the host, each perhaps with `*`.
+    labels: Vec<String>,
+    port: Option<String>,
+    /// Components of the path; none for the whole host.
+    path: Vec<String>,
+}
+
+impl fmt::Debug for DockerConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("DockerConfig")
+            .field("entries", &self.entries.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl DockerConfig {
+    /// Reads a configuration. Entries without a credential, as docker leaves them behind for its helpers, count for nothing.
+    ///
+    /// # Errors
+    /// When the text is not JSON of that form, or when an entry's `auth` is not `user:password` in base64.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidDockerConfig { reason };
+        let file: ConfigFile = serde_json::from_slice(bytes).map_err(|error| {
+            // The parser's own text repeats what it found.
+            invalid(format!(
+                "line {}, column {} is not what belongs there",
+                error.line(),
+                error.column()
+            ))
+        })?;
+        let mut entries = Vec::new();
+        for (number, (key, entry)) in file.auths.unwrap_or_default().into_iter().enumerate() {
+            let credential = entry
+                .unwrap_or_default()
+                .credential()
+                .map_err(|reason| invalid(format!("entry {} {reason}", number + 1)))?;
+            if let Some(credential) = credential {
+                entries.push((Place::parse(&key), credential));
+            }
+        }
+        entries.sort_by_key(|(place, _)| (usize::MAX - place.path.len(), place.is_pattern()));
+        Ok(Self {
+            entries,
+            helpers: file.helpers.unwrap_or_default(),
+            store: file.store.filter(|store| !store.is_empty()),
+        })
+    }
+
+    /// The credential for a repository: that of the longest path that leads to it.
+    pub fn credential_for(&self, host: &Host, repository: &RepositoryPath) -> Option<Credential> {
+        self.entries
+            .iter()
+            .find(|(place, _)| place.holds(host, repository))
+            .map(|(_, credential)| credential.clone())
+    }
+
+    /// The name of the program that knows the credential of a host (`docker-credential-<name>`), where one is configured.
+    pub fn helper_for(&self, host: &Host) -> Option<&str> {
+        let wanted = Place::parse(host.as_str());
+        self.helpers
+            .iter()
+            .find(|(key, _)| Place::parse(key) == wanted)
+            .map(|(_, helper)| helper.as_str())
+            .or(self.store.as_deref())
+    }
+}
+
+impl Entry {
+    /// What the entry holds; a better kind of credential wins.
+    fn credential(self) -> std::result::Result<Option<Credential>, &'static str> {
+        let present = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(token) = present(self.registrytoken) {
+            return Ok(Some(Credential::RegistryToken(token.into())));
+        }
+        if let Some(token) = present(self.identitytoken) {
+            return Ok(Some(Credential::IdentityToken(token.into())));
+        }
+        let (username, password) = match present(self.auth) {
+            Some(auth) => decode(&auth)?,
+            None => (
+                self.username.unwrap_or_default(),
+                self.password.unwrap_or_default(),
+            ),
+        };
+        Ok(credential_of(username, password))
+    }
+}
+
+/// The credential that a user name and password are. Some names say that the password is something else.
+pub(super) fn credential_of(username: String, password: String) -> Option<Credential> {
+    if password.is_empty() {
+        return None;
+    }
+    if username == IDENTITY_USER || username == AZURE_USER {
+        return Some(Credential::IdentityToken(password.into()));
+    }
+    Some(Credential::Basic {
+        username,
+        password: password.into(),
+    })
+}
+
+/// `user:password` from base64; the password may hold colons, and some tools end it with zeros.
+fn decode(auth: &str) -> std::result::Result<(String, String), &'static str> {
+    let bytes = LENIENT
+        .decode(auth.trim())
+        .map_err(|_| "has an auth that is not base64")?;
+    let text = String::from_utf8(bytes).map_err(|_| "has an auth that is not text")?;
+    let (username, password) = text
+        .split_once(':')
+        .ok_or("has an auth without a colon between user and password")?;
+    Ok((
+        username.to_owned(),
+        password.trim_end_matches('\0').to_owned(),
+    ))
+}
+
+impl Place {
+    /// Reads a key: `host`, `host:port/path`, `https://host/v1/`, `*.host`.
+    fn parse(key: &str) -> Self {
+        let rest = key
+            .split_once("://")
+            .map_or(key, |(_, rest)| rest)
+            .trim_end_matches('/');
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        // The API's own path is no repository: `https://index.docker.io/v1/` is how docker writes its hub.
+        let path = match path.split_once('/') {
+            _ if path == "v1" || path == "v2" => "",
+            Some(("v1" | "v2", rest)) => rest,
+            _ => path,
+        };
+        let (name, port) = split_port(authority);
+        let labels = if is_docker_hub_name(name) { HUB } else { name };
+        Self {
+            labels: labels.split('.').map(str::to_ascii_lowercase).collect(),
+            port: port.map(str::to_owned),
+            path: path
+                .split('/')
+                .filter(|component| !component.is_empty())
+                .map(str::to_owned)
+                .collect(),
+        }
+    }
+
+    fn is_pattern(&self) -> bool {
+        self.labels.iter().any(|label| label.contains('*'))
+    }
+
+    /// Whether a repository lies here: each label of the host fits, the port is equal, the path is a prefix.
+    fn holds(&self, host: &Host, repository: &RepositoryPath) -> bool {
+        let asked = Self::parse(host.as_str());
+        if asked.port != self.port || asked.labels.len() != self.labels.len() {
+            return false;
+        }
+        let labels_fit = self
+            .labels
+            .iter()
+            .zip(&asked.labels)
+            .all(|(pattern, label)| fits(pattern, label));
+        if !labels_fit {
+            return false;
+        }
+        let in_library = asked.labels.join(".") == HUB && repository.is_single_component();
+        let path = in_library
+            .then_some("library")
+            .into_iter()
+            .chain(repository.as_str().split('/'));
+        self.path.len() <= path.clone().count()
+            && self.path.iter().zip(path).all(|(own, asked)| own == asked)
+    }
+}
+
+/// Host name and port; the colons of an IPv6 address are none.
+fn split_port(authority: &str) -> (&str, Option<&str>) {
+    if authority.ends_with(']') {
+        return (authority, None);
+    }
+    match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (name, Some(port)),
+        _ => (authority, None),
+    }
+}
+
+/// Whether a label fits a pattern in which `*` stands for any characters.
+fn fits(pattern: &str, label: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else {
+        return pattern == label;
+    };
+    let Some(label) = label.strip_prefix(start) else {
+        return false;
+    };
+    (0..=label.len()).any(|skipped| label.get(skipped..).is_some_and(|label| fits(rest, label)))
+}

@@ -9,6 +9,7 @@ mod clean;
 mod completions;
 mod crd;
 mod error;
+mod hint;
 mod list;
 mod options;
 mod pull;

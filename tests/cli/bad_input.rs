@@ -243,7 +243,7 @@ fn what_a_registry_refuses_is_told_with_the_image_and_the_remedy() -> Result<()>
         &sandbox,
         &options,
         1,
-        &["team/app:1", "user name or password"],
+        &["team/app:1", "user name and password"],
     )
 }
 

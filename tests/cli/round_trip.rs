@@ -37,7 +37,7 @@ fn an_image_with_several_layers_arrives_with_the_same_digest() -> Result<()> {
     let (source, destination) = (Registry::open()?, Registry::with_htpasswd(USER, PASSWORD)?);
     let image = Image::builder().layers(5, 300_000).build()?;
     image.push(source.access(), "team/app:1.0")?;
-    let sandbox = Sandbox::new()?.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
+    let sandbox = Sandbox::new()?;
     let pulled = sandbox
         .run(&[
             "pull",
@@ -56,6 +56,7 @@ fn an_image_with_several_layers_arrives_with_the_same_digest() -> Result<()> {
         pulled.stdout
     );
     let to = destination.address();
+    let sandbox = sandbox.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
     sandbox
         .run(&[
             "push",

@@ -15,6 +15,7 @@ use crate::{
 
 use super::{
     Error, Result,
+    hint::hint,
     options::{GlobalOptions, OutputFormat, Verbosity},
 };
 
@@ -76,21 +77,26 @@ impl Screen {
         self.result(&format!("{text}\n{totals}"), &value)
     }
 
-    /// Shows why a command failed.
+    /// Shows why a command failed, and the option that may mend it.
     #[expect(
         clippy::print_stderr,
         reason = "the one place where a command says why it failed"
     )]
     pub(super) fn error(&self, error: &Error) {
         let message = handlers::message(error);
+        let hint = hint(error.reason());
         if self.format == OutputFormat::Json {
             let class: &str = error.class().into();
-            let value =
-                serde_json::json!({ "reason": error.reason(), "class": class, "message": message });
+            let value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message, "hint": hint });
             // The exit code still tells when standard output is gone.
             drop(print_line(&json::line("error", &value)));
         }
         eprintln!("error: {message}");
+        if let Some(hint) = hint
+            && self.verbosity > Verbosity::Quiet
+        {
+            eprintln!("hint: {hint}");
+        }
     }
 }
 

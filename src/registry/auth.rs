@@ -33,6 +33,9 @@ const OLD_TOKEN: Duration = Duration::from_mins(1);
 /// A token that is "not yet valid" becomes so when the registry's clock has caught up (A15; hub-feedback#647).
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
 
+/// The user under which Azure's registry takes an identity token (A19; `rules_oci#600`).
+pub(super) const AZURE_USER: &str = "00000000-0000-0000-0000-000000000000";
+
 /// Who we are to a registry.
 #[derive(Debug, Clone, Default)]
 pub enum Credential {
@@ -53,6 +56,15 @@ pub enum Credential {
 }
 
 impl Credential {
+    /// What a user name with a password is; some names say that the password is an identity token.
+    pub fn from_login(username: String, password: SecretString) -> Self {
+        if username == IDENTITY_USER || username == AZURE_USER {
+            Self::IdentityToken(password)
+        } else {
+            Self::Basic { username, password }
+        }
+    }
+
     /// Whether this is nobody.
     pub const fn is_anonymous(&self) -> bool {
         matches!(self, Self::Anonymous)
@@ -82,6 +94,11 @@ pub(super) struct Authorization {
 
 enum Kind {
     Nothing,
+    /// Nothing, because what was to be sent could not be had.
+    Failed {
+        key: Option<TokenKey>,
+        error: Error,
+    },
     Seed,
     RegistryToken,
     Basic,
@@ -202,7 +219,13 @@ impl Auth {
         match self.meet(&challenge, Some(scope), None, operation).await {
             Ok(authorization) => Ok(authorization.unwrap_or_else(Authorization::nothing)),
             // What was learned from another repository may not hold for this one: let the registry speak.
-            Err(_) if !is_own => Ok(Authorization::nothing()),
+            Err(error) if !is_own => Ok(Authorization {
+                header: None,
+                kind: Kind::Failed {
+                    key: self.key(&challenge, Some(scope))?,
+                    error,
+                },
+            }),
             Err(error) => Err(error),
         }
     }
@@ -215,14 +238,16 @@ impl Auth {
         sent: Authorization,
         operation: &Operation,
     ) -> Result<Option<Authorization>> {
-        match &sent.kind {
-            Kind::Basic | Kind::RegistryToken => return Ok(None),
-            Kind::Seed => self.refuse_seed(),
-            Kind::Nothing | Kind::Token { .. } => {}
-        }
         let Some(challenge) = challenges.first() else {
             return Ok(None);
         };
+        match sent.kind {
+            Kind::Basic | Kind::RegistryToken => return Ok(None),
+            Kind::Seed => self.refuse_seed(),
+            // The registry wants what was tried already: a wrong password is not to be sent once more.
+            Kind::Failed { key, error } if key == self.key(challenge, scope)? => return Err(error),
+            Kind::Nothing | Kind::Failed { .. } | Kind::Token { .. } => {}
+        }
         if let (
             Challenge::Bearer { error, .. },
             Kind::Token {
@@ -250,7 +275,11 @@ impl Auth {
         self.learn(challenge, scope);
         let rejected = match &sent.kind {
             Kind::Token { token, .. } => Some(token.generation),
-            Kind::Nothing | Kind::Seed | Kind::RegistryToken | Kind::Basic => None,
+            Kind::Nothing
+            | Kind::Failed { .. }
+            | Kind::Seed
+            | Kind::RegistryToken
+            | Kind::Basic => None,
         };
         self.meet(challenge, scope, rejected, operation).await
     }

@@ -20,11 +20,7 @@ use super::{
     auth::Credential,
     endpoint::is_docker_hub_name,
     error::{Error, Result},
-    token::IDENTITY_USER,
 };
-
-/// The user under which Azure's registry takes an identity token (registry rule A19; `rules_oci#600`).
-const AZURE_USER: &str = "00000000-0000-0000-0000-000000000000";
 
 /// The host under which Docker Hub is compared, whatever it is called.
 const HUB: &str = "docker.io";
@@ -152,22 +148,9 @@ impl Entry {
                 self.password.unwrap_or_default(),
             ),
         };
-        Ok(credential_of(username, password))
+        // A name without a password is what docker leaves behind when a helper has the rest.
+        Ok((!password.is_empty()).then(|| Credential::from_login(username, password.into())))
     }
-}
-
-/// The credential that a user name and password are. Some names say that the password is something else.
-pub(super) fn credential_of(username: String, password: String) -> Option<Credential> {
-    if password.is_empty() {
-        return None;
-    }
-    if username == IDENTITY_USER || username == AZURE_USER {
-        return Some(Credential::IdentityToken(password.into()));
-    }
-    Some(Credential::Basic {
-        username,
-        password: password.into(),
-    })
 }
 
 /// `user:password` from base64; the password may hold colons, and some tools end it with zeros.
@@ -260,4 +243,212 @@ fn fits(pattern: &str, label: &str) -> bool {
         return false;
     };
     (0..=label.len()).any(|skipped| label.get(skipped..).is_some_and(|label| fits(rest, label)))
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::engine::general_purpose::STANDARD;
+    use proptest::prelude::*;
+    use secrecy::ExposeSecret;
+    use serde_json::json;
+
+    use super::*;
+    use crate::registry::auth::AZURE_USER;
+
+    fn shown(credential: Option<Credential>) -> String {
+        match credential {
+            None => "none".to_owned(),
+            Some(Credential::Anonymous) => "anonymous".to_owned(),
+            Some(Credential::Basic { username, password }) => {
+                format!("{username}:{}", password.expose_secret())
+            }
+            Some(Credential::IdentityToken(token)) => format!("identity {}", token.expose_secret()),
+            Some(Credential::RegistryToken(token)) => format!("registry {}", token.expose_secret()),
+        }
+    }
+
+    /// What a configuration with these keys, each with its own name as user, gives for a repository.
+    fn user_for(keys: &[&str], host: &str, repository: &str) -> String {
+        let auths: serde_json::Map<_, _> = keys
+            .iter()
+            .map(|key| ((*key).to_owned(), json!({"username": key, "password": "x"})))
+            .collect();
+        let config = DockerConfig::parse(json!({"auths": auths}).to_string().as_bytes()).unwrap();
+        let found = config.credential_for(&host.parse().unwrap(), &repository.parse().unwrap());
+        shown(found).trim_end_matches(":x").to_owned()
+    }
+
+    #[test]
+    fn the_longest_path_that_leads_to_a_repository_wins() {
+        let hub = "https://index.docker.io/v1/";
+        for (keys, host, repository, expected) in [
+            (&[hub][..], "docker.io", "ubuntu", hub),
+            (&[hub], "registry-1.docker.io", "team/app", hub),
+            (&["docker.io"], "docker.io", "ubuntu", "docker.io"),
+            (
+                &["docker.io/library", hub],
+                "docker.io",
+                "ubuntu",
+                "docker.io/library",
+            ),
+            (&["docker.io/library", hub], "docker.io", "team/app", hub),
+            (&[hub], "quay.io", "team/app", "none"),
+            (&["quay.io"], "quay.io", "team/app", "quay.io"),
+            (
+                &["https://quay.io"],
+                "quay.io",
+                "team/app",
+                "https://quay.io",
+            ),
+            (
+                &["https://quay.io/v2/"],
+                "quay.io",
+                "team/app",
+                "https://quay.io/v2/",
+            ),
+            (
+                &["quay.io", "quay.io/team", "quay.io/team/app"],
+                "quay.io",
+                "team/app",
+                "quay.io/team/app",
+            ),
+            (
+                &["quay.io", "quay.io/team", "quay.io/team/app"],
+                "quay.io",
+                "team/application",
+                "quay.io/team",
+            ),
+            (
+                &["quay.io", "quay.io/team"],
+                "quay.io",
+                "teams/app",
+                "quay.io",
+            ),
+            (&["quay.io/team/app/deep"], "quay.io", "team/app", "none"),
+            (&["QUAY.io"], "quay.IO", "team/app", "QUAY.io"),
+            (&["r.example:5000"], "r.example:5000", "a", "r.example:5000"),
+            (&["r.example"], "r.example:5000", "a", "none"),
+            (&["r.example:5000"], "r.example", "a", "none"),
+            (&["[::1]:5000"], "[::1]:5000", "a", "[::1]:5000"),
+            (&["*.azurecr.io"], "me.azurecr.io", "a", "*.azurecr.io"),
+            (&["*.azurecr.io"], "azurecr.io", "a", "none"),
+            (&["*.azurecr.io"], "deep.me.azurecr.io", "a", "none"),
+            (
+                &["*.dkr.ecr.*.amazonaws.com"],
+                "1.dkr.ecr.eu-west-1.amazonaws.com",
+                "a",
+                "*.dkr.ecr.*.amazonaws.com",
+            ),
+            (&["me*.example"], "meyou.example", "a", "me*.example"),
+            (&["*.example:5000"], "r.example:5000", "a", "*.example:5000"),
+            (&["*.example", "r.example"], "r.example", "a", "r.example"),
+            (
+                &["*.example/team", "r.example"],
+                "r.example",
+                "team/a",
+                "*.example/team",
+            ),
+        ] {
+            assert_eq!(
+                user_for(keys, host, repository),
+                expected,
+                "{keys:?} {host}/{repository}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_entry_is_the_best_credential_it_holds() {
+        let auth = |text: &str| STANDARD.encode(text);
+        for (entry, expected) in [
+            (json!({"auth": auth("me:pass:word")}), "me:pass:word"),
+            (
+                json!({"auth": auth("me:pass").trim_end_matches('=')}),
+                "me:pass",
+            ),
+            (json!({"auth": auth("me:pass\0\0")}), "me:pass"),
+            (
+                json!({"auth": auth("a:b"), "username": "c", "password": "d"}),
+                "a:b",
+            ),
+            (
+                json!({"username": "c", "password": "d", "email": "e"}),
+                "c:d",
+            ),
+            (
+                json!({"auth": auth("a:b"), "identitytoken": "t"}),
+                "identity t",
+            ),
+            (
+                json!({"auth": auth(&format!("{AZURE_USER}:")), "identitytoken": "t"}),
+                "identity t",
+            ),
+            (
+                json!({"auth": auth(&format!("{AZURE_USER}:t"))}),
+                "identity t",
+            ),
+            (
+                json!({"username": "<token>", "password": "t"}),
+                "identity t",
+            ),
+            (
+                json!({"identitytoken": "a", "registrytoken": "t"}),
+                "registry t",
+            ),
+            (json!({}), "none"),
+            (json!(null), "none"),
+            (json!({"auth": ""}), "none"),
+            (json!({"auth": auth("me:")}), "none"),
+        ] {
+            let config = json!({"auths": {"r.example": entry}}).to_string();
+            let config = DockerConfig::parse(config.as_bytes()).unwrap();
+            let found = config.credential_for(&"r.example".parse().unwrap(), &"a".parse().unwrap());
+            assert_eq!(shown(found), expected, "{entry}");
+        }
+    }
+
+    #[test]
+    fn helpers_are_named_per_host_or_for_all() {
+        let config = |store: Option<&str>| {
+            let text = json!({"credHelpers": {"gcr.io": "gcloud", "https://index.docker.io/v1/": "hub"}, "credsStore": store});
+            DockerConfig::parse(text.to_string().as_bytes()).unwrap()
+        };
+        for (store, host, expected) in [
+            (None, "gcr.io", Some("gcloud")),
+            (None, "docker.io", Some("hub")),
+            (None, "quay.io", None),
+            (Some("pass"), "quay.io", Some("pass")),
+            (Some("pass"), "gcr.io", Some("gcloud")),
+        ] {
+            assert_eq!(
+                config(store).helper_for(&host.parse().unwrap()),
+                expected,
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn no_error_shows_what_the_text_holds() {
+        for text in [
+            "hunter2",
+            r#"{"auths": "hunter2"}"#,
+            r#"{"auths": {"hunter2": "hunter2"}}"#,
+            r#"{"auths": {"hunter2": {"auth": "hunter2!"}}}"#,
+            &json!({"auths": {"hunter2": {"auth": STANDARD.encode("hunter2")}}}).to_string(),
+        ] {
+            let error = DockerConfig::parse(text.as_bytes()).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in r#"\{"auths":\{"[a-z*.:/\[\]]{0,12}":\{"auth":"[A-Za-z0-9+/=]{0,12}"\}\}\}"#) {
+            if let Ok(config) = DockerConfig::parse(text.as_bytes()) {
+                config.credential_for(&"r.example".parse().unwrap(), &"a/b".parse().unwrap());
+            }
+        }
+    }
 }

@@ -263,13 +263,10 @@ fn content_type(headers: &HeaderMap) -> Option<MediaType> {
     Some(MediaType::from_header(value))
 }
 
-/// Whether a HEAD was refused in a way that the registry can explain.
+/// Whether a HEAD was refused in a way that the registry can explain. A login that failed is not tried twice for a message.
 const fn is_refusal(error: &Error) -> bool {
     matches!(
         error,
-        Error::AuthenticationRequired { .. }
-            | Error::AuthenticationFailed { .. }
-            | Error::AccessDenied { .. }
-            | Error::RequestRefused { .. }
+        Error::AccessDenied { .. } | Error::RequestRefused { .. }
     )
 }

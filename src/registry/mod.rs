@@ -16,6 +16,8 @@
 mod address;
 mod answer;
 mod auth;
+#[cfg(test)]
+mod behaviour;
 mod blob_source;
 mod body;
 mod challenge;
@@ -30,6 +32,8 @@ mod manifests;
 mod retry;
 mod retry_after;
 mod tags;
+#[cfg(test)]
+mod testing;
 mod token;
 mod transport;
 mod upload;

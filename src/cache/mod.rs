@@ -18,6 +18,7 @@ mod layout;
 mod list;
 mod lock;
 mod manifests;
+mod partial;
 mod store;
 #[cfg(test)]
 mod testing;

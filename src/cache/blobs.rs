@@ -17,10 +17,6 @@ use super::{
 
 /// What became of the wish to have a blob.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one value per blob, handed over once"
-)]
 pub enum Claim {
     /// It is in the cache.
     Present,
@@ -48,6 +44,8 @@ impl Cache {
 
     /// Makes sure that a blob is fetched once: waits while another task or process fetches it, then finds it present. If
     /// the other one fails, the caller gets its turn.
+    ///
+    /// One claim per task: two tasks that each hold what the other waits for would wait forever.
     pub async fn claim_blob(&self, descriptor: &Descriptor) -> Result<Claim> {
         if self.has_blob(descriptor).await? {
             return Ok(Claim::Present);

@@ -13,11 +13,14 @@ mod clean;
 mod disk;
 mod entry;
 mod error;
+#[cfg(test)]
+mod faults;
 mod index;
 mod layout;
 mod list;
 mod lock;
 mod manifests;
+mod mark;
 mod partial;
 mod store;
 #[cfg(test)]

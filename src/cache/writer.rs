@@ -311,7 +311,7 @@ mod tests {
     async fn a_finished_blob_is_read_only_and_complete() {
         let fixture = fixture();
         // More than the queue holds, in pieces of odd sizes.
-        let content: Vec<u8> = (0..LIMIT * 3).map(|number| (number / 7) as u8).collect();
+        let content: Vec<u8> = (0..=250).cycle().take(LIMIT * 3).collect();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let mut descriptor = layer(&content);
             descriptor.digest = Digest::with_algorithm(algorithm, &content);

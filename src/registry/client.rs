@@ -13,10 +13,11 @@ use crate::{image::RepositoryPath, output::OutputManager};
 
 use super::{
     Endpoint, Retry,
-    auth::{Access, Auth, Scope},
+    auth::Auth,
     body,
     connect::{self, ClientOptions},
     error::Result,
+    scope::{Access, Scope},
     transport::Gate,
 };
 
@@ -54,8 +55,13 @@ impl Shared {
         let is_registry = response.headers().contains_key(API_VERSION_HEADER)
             || (response.status().is_success() && !body::is_web_page(response));
         if is_registry {
-            self.is_reached.store(true, Ordering::Relaxed);
+            self.note_registry();
         }
+    }
+
+    /// The same, from a body that only a registry sends.
+    pub(super) fn note_registry(&self) {
+        self.is_reached.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_reached(&self) -> bool {

@@ -10,7 +10,7 @@ use rustls::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    auth::Credential,
+    credential::Credential,
     endpoint::Endpoint,
     error::{Cause, Error, Result},
 };

@@ -14,10 +14,11 @@ use crate::{
 
 use super::{
     BlobSource, RegistryClient, address,
-    answer::{Answer, Subject},
-    auth::Access,
+    answer::Answer,
     client::Shared,
     error::{Error, Operation, Result},
+    judge::Subject,
+    scope::Access,
     transport::{Call, Payload},
     wire,
 };

@@ -24,18 +24,26 @@ const HEADER_LIMIT: Duration = Duration::from_secs(30);
 /// for 700 MB, S3 minutes for several gigabytes (registry rules U11, U12; jib#4301).
 const COMMIT_LIMIT: Duration = Duration::from_mins(10);
 
-/// Sends a request with a small body or none and waits for the answer's headers.
+/// Slowest way on which a manifest of some megabytes still arrives; a guess, nothing depends on its exact value.
+const SLOWEST_BYTES_PER_SECOND: usize = 64 * 1024;
+
+/// Sends a request with a body in memory or none and waits for the answer's headers.
 pub(super) async fn exchange(
     client: &Client,
     request: Request,
     operation: &Operation,
 ) -> Result<Response> {
+    let length = request
+        .body()
+        .and_then(reqwest::Body::as_bytes)
+        .map_or(0, <[u8]>::len);
+    let limit = HEADER_LIMIT + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
     logged(
         request,
         operation,
-        async |request| match tokio::time::timeout(HEADER_LIMIT, client.execute(request)).await {
+        async |request| match tokio::time::timeout(limit, client.execute(request)).await {
             Ok(result) => result.map_err(|error| failure(operation, &error)),
-            Err(_) => Err(stalled(operation, false, HEADER_LIMIT)),
+            Err(_) => Err(stalled(operation, false, limit)),
         },
     )
     .await

@@ -10,7 +10,7 @@
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
-//! | wire | `wire`, `connect` | one HTTP exchange: timeouts, TLS, log |
+//! | wire | `wire`, `connect`, `tls` | one HTTP exchange: timeouts, TLS, log |
 //! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
 
 mod address;
@@ -37,6 +37,7 @@ mod scope;
 mod tags;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod token;
 mod transport;
 mod upload;

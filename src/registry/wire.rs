@@ -15,6 +15,7 @@ use super::{
     body::IDLE_LIMIT,
     connect::CONNECT_LIMIT,
     error::{Cause, Error, Operation, Result},
+    tls,
 };
 
 /// From the request's last byte to the answer's headers (registry rule P12).
@@ -194,6 +195,11 @@ fn causes<'a>(
 /// What the TLS library's verdict means for the user.
 fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Error {
     match error {
+        error if tls::is_authority_as_server(error) => Error::CertificateInvalid {
+            operation,
+            reason: "its certificate is signed by itself; give that certificate as CA certificate, or skip TLS verification",
+            source,
+        },
         rustls::Error::InvalidCertificate(problem) => Error::CertificateInvalid {
             operation,
             reason: certificate_problem(problem),

@@ -15,6 +15,7 @@ use super::{
     body::IDLE_LIMIT,
     connect::CONNECT_LIMIT,
     error::{Cause, Error, Operation, Result},
+    tls,
 };
 
 /// From the request's last byte to the answer's headers (registry rule P12).
@@ -24,18 +25,26 @@ const HEADER_LIMIT: Duration = Duration::from_secs(30);
 /// for 700 MB, S3 minutes for several gigabytes (registry rules U11, U12; jib#4301).
 const COMMIT_LIMIT: Duration = Duration::from_mins(10);
 
-/// Sends a request with a small body or none and waits for the answer's headers.
+/// Slowest way on which a manifest of some megabytes still arrives; a guess, nothing depends on its exact value.
+const SLOWEST_BYTES_PER_SECOND: usize = 64 * 1024;
+
+/// Sends a request with a body in memory or none and waits for the answer's headers.
 pub(super) async fn exchange(
     client: &Client,
     request: Request,
     operation: &Operation,
 ) -> Result<Response> {
+    let length = request
+        .body()
+        .and_then(reqwest::Body::as_bytes)
+        .map_or(0, <[u8]>::len);
+    let limit = HEADER_LIMIT + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
     logged(
         request,
         operation,
-        async |request| match tokio::time::timeout(HEADER_LIMIT, client.execute(request)).await {
+        async |request| match tokio::time::timeout(limit, client.execute(request)).await {
             Ok(result) => result.map_err(|error| failure(operation, &error)),
-            Err(_) => Err(stalled(operation, false, HEADER_LIMIT)),
+            Err(_) => Err(stalled(operation, false, limit)),
         },
     )
     .await
@@ -186,6 +195,11 @@ fn causes<'a>(
 /// What the TLS library's verdict means for the user.
 fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Error {
     match error {
+        error if tls::is_authority_as_server(error) => Error::CertificateInvalid {
+            operation,
+            reason: "its certificate is signed by itself; give that certificate as CA certificate, or skip TLS verification",
+            source,
+        },
         rustls::Error::InvalidCertificate(problem) => Error::CertificateInvalid {
             operation,
             reason: certificate_problem(problem),

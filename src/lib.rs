@@ -9,8 +9,10 @@
 //! | [`image`] | names, digests, manifests; no I/O |
 //! | [`output`] | progress, messages, figures |
 //! | [`api`] | the `ImageMirror` resource: types, rules, conditions |
+//! | [`controller`] | the operator: reconcile, supervise, status, events, probes |
 
 pub mod api;
+pub mod controller;
 pub mod error;
 pub mod image;
 pub mod output;

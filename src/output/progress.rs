@@ -78,7 +78,10 @@ impl Progress {
 impl ProgressNumbers {
     /// Whole percent of the bytes, 0 while nothing is planned.
     pub fn percent(&self) -> u64 {
-        (self.bytes_done.saturating_mul(100)).checked_div(self.bytes_total).unwrap_or(0).min(100)
+        (self.bytes_done.saturating_mul(100))
+            .checked_div(self.bytes_total)
+            .unwrap_or(0)
+            .min(100)
     }
 }
 
@@ -90,24 +93,46 @@ mod tests {
     use crate::{image::Digest, output::Direction};
 
     fn started(id: u64, digest: &Digest) -> Event<'_> {
-        Event::Started { id, direction: Direction::Download, digest, bytes: 10 }
+        Event::Started {
+            id,
+            direction: Direction::Download,
+            digest,
+            bytes: 10,
+        }
     }
 
     #[test]
     fn a_transfer_that_starts_again_never_takes_progress_back() {
         let digest = Digest::of(b"");
         let mut progress = Progress::default();
-        progress.observe(&Event::Planned { blobs: 2, bytes: 20 });
+        progress.observe(&Event::Planned {
+            blobs: 2,
+            bytes: 20,
+        });
         progress.observe(&started(0, &digest));
         progress.observe(&Event::Advanced { id: 0, bytes: 8 });
         progress.observe(&Event::Restarted { id: 0, lost: 8 });
         progress.observe(&Event::Advanced { id: 0, bytes: 3 });
         assert_eq!(progress.numbers().bytes_done, 8);
         progress.observe(&Event::Advanced { id: 0, bytes: 7 });
-        progress.observe(&Event::Ended { id: 0, complete: true });
-        progress.observe(&Event::Skipped { digest: &digest, bytes: 10 });
+        progress.observe(&Event::Ended {
+            id: 0,
+            complete: true,
+        });
+        progress.observe(&Event::Skipped {
+            digest: &digest,
+            bytes: 10,
+        });
         let numbers = progress.numbers();
-        assert_eq!((numbers.blobs_done, numbers.blobs_total, numbers.bytes_done, numbers.percent()), (2, 2, 20, 100));
+        assert_eq!(
+            (
+                numbers.blobs_done,
+                numbers.blobs_total,
+                numbers.bytes_done,
+                numbers.percent()
+            ),
+            (2, 2, 20, 100)
+        );
     }
 
     proptest! {

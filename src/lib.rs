@@ -9,9 +9,11 @@
 //! | [`image`] | names, digests, manifests; no I/O |
 //! | [`output`] | progress, messages, figures |
 //! | [`api`] | the `ImageMirror` resource: types, rules, conditions |
+//! | [`cache`] | images on disk: verified blobs, references, index, locks |
 //! | [`controller`] | the operator: reconcile, supervise, status, events, probes |
 
 pub mod api;
+pub mod cache;
 pub mod controller;
 pub mod error;
 pub mod image;

@@ -1,3 +1,42 @@
-//! The `docker-image-pusher` binary.
+//! The `docker-image-pusher` binary: reads the command line, sets up logs and TLS, runs, and turns the outcome into an exit
+//! code.
 
-fn main() {}
+use std::{io, process::ExitCode};
+
+use docker_image_pusher::cli::{Cli, GlobalOptions, LogFormat, Verbosity};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = match Cli::from_process() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, with exit code 0; a closed terminal changes neither.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    set_up_logs(cli.global(), cli.is_operator());
+    // The one crypto provider of this binary; rustls panics at the first connection when it has none or two.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::warn!("a TLS crypto provider was installed before main");
+    }
+    cli.run().await
+}
+
+/// Logs go to standard error. Commands show their progress themselves, so they log only what was asked for with -v; the
+/// operator has nothing else and logs what it does. `RUST_LOG` overrides both.
+fn set_up_logs(options: &GlobalOptions, is_operator: bool) {
+    let level = match (options.verbosity(), is_operator) {
+        (Verbosity::Quiet, _) => LevelFilter::ERROR,
+        (Verbosity::Normal, false) => LevelFilter::WARN,
+        (Verbosity::Normal, true) | (Verbosity::Verbose, _) => LevelFilter::INFO,
+        (Verbosity::Debug, _) => LevelFilter::DEBUG,
+    };
+    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match options.log_format {
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+        LogFormat::Text => logs.with_target(false).init(),
+    }
+}

@@ -66,7 +66,7 @@ impl ImageManager {
         let registries = Registries::from([(RegistryId(REGISTRY.to_owned()), client)]);
         let run = Run::new(&self.cache, registries, self.options, self.output.clone());
         let job = job_of(mode);
-        let in_use = self.cache.use_shared().await;
+        let in_use = run.use_cache(std::slice::from_ref(&job)).await;
         let _in_use = in_use.map_err(|source| Error::Cache { image: job.cached.clone(), source })?;
         let copied = run.copy(&job).await;
         copied.fetched?;

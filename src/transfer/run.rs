@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, StoreGuard},
     image::{Digest, ImageName, Reference, RepositoryPath},
     output::OutputManager,
     registry::RegistryClient,
@@ -59,12 +59,21 @@ impl Run {
 
     /// Works on all jobs and tells what became of each, in their order. Never fails as a whole.
     pub async fn execute(&self, jobs: &[ImageJob]) -> RunReport {
-        let _in_use = match self.cache.use_shared().await {
+        let _in_use = match self.use_cache(jobs).await {
             Ok(guard) => guard,
             Err(error) => return self.all_failed(jobs, error),
         };
         let images = stream::iter(jobs).map(|job| self.image_report(job)).buffered(IMAGES_AT_ONCE).collect().await;
         RunReport { images }
+    }
+
+    /// Takes part in the use of the cache. Jobs that only push from it need nothing written: the cache may be read-only.
+    pub(super) async fn use_cache(&self, jobs: &[ImageJob]) -> Result<StoreGuard, crate::cache::Error> {
+        if jobs.iter().any(|job| job.source.is_some()) {
+            self.cache.use_shared().await
+        } else {
+            self.cache.read_shared().await
+        }
     }
 
     /// A cache that cannot be used fails every image in the same way.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 /// A sentence on what was tried, followed by its causes and by the log of the program concerned.
+#[derive(Clone)]
 pub struct Failure(String);
 
 /// What every function of the test bed returns. Tests may return it too, and use `?`.

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod control_planes;
 mod gateways;
 mod guard;
 mod images;

@@ -1,0 +1,40 @@
+# What one does with this repository, as verbs; `make` alone lists them. The workflow and .ci/run call these and nothing
+# else, so what passes here passes there.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint deny controlplane crds clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## mirror an image in front of your eyes, from a bare machine; KEEP=1 leaves everything running
+	hack/demo.sh
+
+test: ## all tests, and before them what they need; as root missing packages are installed
+	hack/packages.sh
+	hack/controlplane.sh
+	cargo test --locked
+
+lint: ## formatting, clippy and documentation, without a warning
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
+
+# Advisories change without us, so they are asked for apart: make deny CHECKS=advisories
+CHECKS ?= bans licenses sources
+
+deny: ## what we depend on: banned and doubled crates, licences, sources
+	@cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
+	cargo deny --locked check $(CHECKS)
+
+controlplane: ## build the Kubernetes programs that tests and demo run, and print where they are
+	@hack/controlplane.sh
+
+# In two steps, because a program that fails must not leave an empty file behind.
+crds: ## write crds/ anew from the types, and fail if that changes it
+	cargo run --locked --quiet -- crd > crds/.imagemirrors.yaml || { rm -f crds/.imagemirrors.yaml; exit 1; }
+	mv crds/.imagemirrors.yaml crds/imagemirrors.yaml
+	git diff --exit-code crds
+
+clean: ## remove what cargo built; the Kubernetes programs stay in their cache
+	cargo clean

@@ -1,0 +1,92 @@
+//! The write barrier: a reference is written only after its blobs are known to be on the disk (archive reference 5.3,
+//! step 5).
+//!
+//! One `syncfs` serves all images that ask for it at the same time. It reports write errors since Linux 5.8, once, and only
+//! to files opened before the error: so the folder stays open, and blobs whose fate is unknown are thrown away instead of
+//! synced again, which would succeed without them being there.
+
+use std::{
+    fs::File,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{
+    disk::{blocking, remove_leftover},
+    error::{Error, Result},
+    layout::Layout,
+};
+use crate::image::Digest;
+
+#[derive(Debug, Default)]
+pub(super) struct Barrier {
+    volume: OnceLock<Arc<File>>,
+    /// Blobs of this process that no barrier has covered.
+    unsynced: Arc<Mutex<Vec<Digest>>>,
+    requested: AtomicU64,
+    passed: tokio::sync::Mutex<u64>,
+}
+
+impl Barrier {
+    /// Must be called before the first blob is written, so that its write errors are seen. Blocks.
+    pub(super) fn prepare(&self, layout: &Layout) -> Result<()> {
+        if self.volume.get().is_none() {
+            let folder = File::open(layout.root())
+                .map_err(|source| Error::reading("open", layout.root(), source))?;
+            // Another task was faster: one of the two is enough.
+            self.volume.get_or_init(|| Arc::new(folder));
+        }
+        Ok(())
+    }
+
+    /// Notes a blob that got its name.
+    pub(super) fn note(&self, digest: &Digest) {
+        self.unsynced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(digest.clone());
+    }
+
+    /// Whether this process has written blobs that no barrier has covered.
+    pub(super) fn is_needed(&self) -> bool {
+        !self
+            .unsynced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+
+    /// Returns when everything written before the call is on the disk.
+    pub(super) async fn pass(&self, layout: &Layout) -> Result<()> {
+        let ticket = self.requested.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut passed = self.passed.lock().await;
+        if *passed >= ticket {
+            return Ok(());
+        }
+        let covers = self.requested.load(Ordering::SeqCst);
+        let unsynced = Arc::clone(&self.unsynced);
+        let layout = layout.clone();
+        let volume = self.volume.get().map(Arc::clone);
+        blocking(move || {
+            let covered =
+                std::mem::take(&mut *unsynced.lock().unwrap_or_else(PoisonError::into_inner));
+            let root = layout.root();
+            let synced = match volume {
+                Some(volume) => rustix::fs::syncfs(&*volume).map_err(Into::into),
+                None => File::open(root)
+                    .and_then(|volume| rustix::fs::syncfs(&volume).map_err(Into::into)),
+            };
+            synced.map_err(|source| {
+                for digest in &covered {
+                    remove_leftover(&layout.blob(digest));
+                }
+                Error::writing("sync", root, 0, source)
+            })
+        })
+        .await?;
+        *passed = covers;
+        Ok(())
+    }
+}

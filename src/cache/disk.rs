@@ -1,0 +1,229 @@
+//! The few ways in which this room touches the disk; every other file goes through these.
+//!
+//! All functions block. [`blocking`] moves them off the threads that serve the network.
+
+use std::{
+    fmt,
+    fs::{self, File, Metadata, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::{fs::OFlags, io::Errno};
+
+use crate::output::ByteSize;
+
+use super::{
+    error::{Error, Result},
+    layout::TEMPORARY_PREFIX,
+};
+
+/// Runs file operations where they may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Error::CacheInterrupted),
+        },
+    }
+}
+
+/// Flags for every file that is opened: a symlink is not followed, and a pipe somebody planted does not block.
+fn guarded() -> i32 {
+    // The bits are those of the C library, which fit its `int`.
+    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
+}
+
+/// Opens a regular file. Anything else under that name (a symlink, a folder, a device) counts as absent.
+pub(super) fn open_regular(path: &Path) -> Result<Option<(File, Metadata)>> {
+    let failed = |source| Error::reading("open", path, source);
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(guarded())
+        .open(path)
+    {
+        Ok(file) => file,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let metadata = file.metadata().map_err(failed)?;
+    Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+/// Whether there is no such regular file: nothing at all, a file where a folder should be, a symlink, a socket.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    ) || [Errno::LOOP, Errno::NXIO]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Reads a whole regular file; `Err(size)` inside if it is larger than `limit`.
+pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Result<Vec<u8>, u64>>> {
+    let Some((file, metadata)) = open_regular(path)? else {
+        return Ok(None);
+    };
+    if metadata.len() > limit {
+        return Ok(Some(Err(metadata.len())));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
+    // The file may grow while it is read.
+    let read = file
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| Error::reading("read", path, source))?;
+    if read as u64 > limit {
+        return Ok(Some(Err(read as u64)));
+    }
+    Ok(Some(Ok(bytes)))
+}
+
+/// Opens a file that only serves to be locked, creating it if need be.
+pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(guarded())
+        .open(path)
+}
+
+/// Makes a folder and those above it.
+pub(super) fn make_folder(path: &Path) -> Result<()> {
+    match fs::create_dir_all(path) {
+        Ok(()) => Ok(()),
+        // A file has the folder's place.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Error::CacheUnwritable {
+            operation: "create the folder",
+            path: path.to_owned(),
+            source: io::ErrorKind::NotADirectory.into(),
+        }),
+        Err(error) => Err(Error::writing("create the folder", path, 0, error)),
+    }
+}
+
+/// A file that has not got its name yet; dropped before, it is removed.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    path: PathBuf,
+    named: bool,
+}
+
+impl Temporary {
+    /// Writes `bytes` into a new file in `folder` and waits until they are on the disk.
+    pub(super) fn write(folder: &Path, bytes: &[u8]) -> Result<Self> {
+        let (mut file, temporary) = Self::create(folder)?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|source| {
+                Error::writing("write", &temporary.path, bytes.len() as u64, source)
+            })?;
+        Ok(temporary)
+    }
+
+    /// A new, empty file with a name nobody else has. Process ids would not do: in two containers on one volume they are
+    /// the same.
+    pub(super) fn create(folder: &Path) -> Result<(File, Self)> {
+        loop {
+            let path = folder.join(format!("{TEMPORARY_PREFIX}{:016x}", fastrand::u64(..)));
+            match File::create_new(&path) {
+                Ok(file) => return Ok((file, Self { path, named: false })),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::writing("create", &path, 0, error)),
+            }
+        }
+    }
+
+    /// Gives the file its name, in place of what had it before.
+    pub(super) fn rename(mut self, target: &Path) -> io::Result<()> {
+        fs::rename(&self.path, target)?;
+        self.named = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.named {
+            remove_leftover(&self.path);
+        }
+    }
+}
+
+/// Removes a file that is of no use any more. If that fails it stays as rubbish, which `clean` removes.
+pub(super) fn remove_leftover(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::debug!(path = %path.display(), %error, "a leftover file stays");
+    }
+}
+
+/// Replaces a file by `bytes` in one step: readers see the old or the new content, also after a power loss.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    Temporary::write(folder, bytes)?
+        .rename(path)
+        .map_err(|source| {
+            Error::writing("rename a new file to", path, bytes.len() as u64, source)
+        })?;
+    sync_folder(folder)
+}
+
+/// Waits until the names in a folder are on the disk.
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+    File::open(folder)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| Error::writing("sync", folder, 0, source))
+}
+
+/// What is left on a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FreeSpace {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many bytes, but no file can be created.
+    NoInodes(u64),
+    /// The volume does not say.
+    Unknown,
+}
+
+impl FreeSpace {
+    /// Of the volume of the nearest existing folder of `path`.
+    pub(super) fn of(path: &Path) -> Self {
+        let Some(volume) = path
+            .ancestors()
+            .find_map(|ancestor| rustix::fs::statvfs(ancestor).ok())
+        else {
+            return Self::Unknown;
+        };
+        let bytes = volume.f_bavail.saturating_mul(volume.f_frsize);
+        // Some file systems have no fixed number of inodes and report 0 of 0.
+        if volume.f_files > 0 && volume.f_favail == 0 {
+            Self::NoInodes(bytes)
+        } else {
+            Self::Bytes(bytes)
+        }
+    }
+}
+
+impl fmt::Display for FreeSpace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(formatter, "{} are free", ByteSize(*bytes)),
+            Self::NoInodes(bytes) => write!(
+                formatter,
+                "{} are free, but no inode for another file",
+                ByteSize(*bytes)
+            ),
+            Self::Unknown => formatter.write_str("how much is free is unknown"),
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What is in the cache, for people. Read from the files themselves; the index only adds where an image came from.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Serialize;
+
+use crate::image::{Digest, ImageName, Manifest, MediaType, Platform, RawManifest, Reference};
+
+use super::{
+    Cache,
+    blobs::open_complete,
+    disk::{blocking, read_small},
+    error::Result,
+    index::Entries,
+    layout::{Layout, index_key},
+    manifests::{Stored, StoredReference, read_manifest, scan},
+};
+
+/// A configuration is small; a larger one says nothing worth the memory.
+const MAX_CONFIG_SIZE: u64 = 8 * 1024 * 1024;
+
+/// How deep indexes may lie in indexes; nobody makes more than two levels.
+const MAX_DEPTH: usize = 8;
+
+/// An image in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedImage {
+    /// Its name.
+    pub name: ImageName,
+    /// Digest of its manifest or index.
+    pub digest: Digest,
+    /// Type of its manifest or index.
+    pub media_type: MediaType,
+    /// The platforms it is for, as far as the cache has them.
+    pub platforms: Vec<Platform>,
+    /// Bytes of its blobs and manifests in the cache; what is shared with other images counts for each.
+    pub size: u64,
+    /// Address of the registry it came from, if known.
+    pub registry: Option<String>,
+    /// Manifests its index names that are not in the cache, as after a pull of some platforms.
+    pub missing_manifests: usize,
+    /// Blobs its manifests name that are not in the cache.
+    pub missing_blobs: usize,
+}
+
+impl ListedImage {
+    /// Whether everything the image names is in the cache.
+    pub const fn is_complete(&self) -> bool {
+        self.missing_manifests == 0 && self.missing_blobs == 0
+    }
+}
+
+/// Whether somebody asked for an image by this name: tags always, a digest unless it came as the child of an index. A
+/// digest the index does not know counts as asked for, so that nothing is lost with the index.
+pub(super) fn is_asked_for(name: &ImageName, entries: &Entries) -> bool {
+    name.reference.tag().is_some()
+        || entries
+            .get(&index_key(&name.repository, &name.reference))
+            .is_none_or(|entry| !entry.child)
+}
+
+impl Cache {
+    /// The images in the cache by name; children of an index are part of it and not listed.
+    pub async fn list(&self) -> Result<Vec<ListedImage>> {
+        let _store = self.read_shared().await?;
+        let entries = self
+            .index
+            .entries(&self.shared.layout, &self.output)
+            .await?;
+        let (layout, output) = (self.shared.layout.clone(), self.output.clone());
+        blocking(move || {
+            let mut images = Vec::new();
+            for reference in scan(&layout)?.references {
+                if !is_asked_for(&reference.name, &entries) {
+                    continue;
+                }
+                match reference.read()? {
+                    Stored::Manifest(manifest) => {
+                        images.push(describe(&layout, &reference, &manifest, &entries)?);
+                    }
+                    Stored::Unreadable(reason) => output.warning(format!(
+                        "{} is not listed: its manifest {} cannot be read: {reason}",
+                        reference.name,
+                        reference.path.display()
+                    )),
+                    // Removed since the look through the folders.
+                    Stored::Absent => {}
+                }
+            }
+            images.sort_by(|one, other| one.name.cmp(&other.name));
+            Ok(images)
+        })
+        .await
+    }
+}
+
+/// What was found below one image.
+#[derive(Default)]
+struct Contents {
+    seen: HashSet<Digest>,
+    blobs: BTreeMap<Digest, bool>,
+    platforms: Vec<Platform>,
+    size: u64,
+    missing_manifests: usize,
+}
+
+fn describe(
+    layout: &Layout,
+    reference: &StoredReference,
+    root: &RawManifest,
+    entries: &Entries,
+) -> Result<ListedImage> {
+    let mut contents = Contents::default();
+    add(layout, &reference.name, root, None, 0, &mut contents)?;
+    let key = index_key(&reference.name.repository, &reference.name.reference);
+    Ok(ListedImage {
+        name: reference.name.clone(),
+        digest: root.digest().clone(),
+        media_type: root.media_type().clone(),
+        platforms: contents.platforms,
+        size: contents.size,
+        registry: entries.get(&key).and_then(|entry| entry.registry.clone()),
+        missing_manifests: contents.missing_manifests,
+        missing_blobs: contents.blobs.values().filter(|present| !**present).count(),
+    })
+}
+
+/// Adds a manifest and everything below it.
+fn add(
+    layout: &Layout,
+    name: &ImageName,
+    manifest: &RawManifest,
+    platform: Option<Platform>,
+    depth: usize,
+    contents: &mut Contents,
+) -> Result<()> {
+    if !contents.seen.insert(manifest.digest().clone()) {
+        return Ok(());
+    }
+    contents.size += manifest.size();
+    match manifest.parse() {
+        Ok(Manifest::Image(image)) => {
+            for blob in image.blobs() {
+                if contents.blobs.contains_key(&blob.digest) {
+                    continue;
+                }
+                let present = open_complete(&layout.blob(&blob.digest), blob.size)?.is_some();
+                contents.blobs.insert(blob.digest.clone(), present);
+                if present {
+                    contents.size += blob.size;
+                }
+            }
+            let own = match (platform, &image.config) {
+                (None, Some(config)) => config_platform(layout, &config.digest)?,
+                (platform, _) => platform,
+            };
+            // Attestations are for the platform unknown/unknown.
+            if let Some(own) = own
+                && own.os != "unknown"
+                && !contents.platforms.contains(&own)
+            {
+                contents.platforms.push(own);
+            }
+        }
+        Ok(Manifest::Index(index)) => {
+            for child in index.manifests {
+                let reference = Reference::Digest(child.digest.clone());
+                let path = layout.manifest(&name.repository, &reference);
+                match read_manifest(&path, Some(&child.digest))? {
+                    Stored::Manifest(below) if depth < MAX_DEPTH => {
+                        add(layout, name, &below, child.platform, depth + 1, contents)?;
+                    }
+                    _ => contents.missing_manifests += 1,
+                }
+            }
+        }
+        // Was parsed when it was read.
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+/// The platform an image configuration names, by the field names of a platform; other configurations name none.
+fn config_platform(layout: &Layout, digest: &Digest) -> Result<Option<Platform>> {
+    let config = read_small(&layout.blob(digest), MAX_CONFIG_SIZE)?;
+    Ok(config
+        .and_then(Result::ok)
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}

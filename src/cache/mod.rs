@@ -1,0 +1,177 @@
+//! The cache: images on disk, in the published layout, shared by every run on the machine.
+//!
+//! This room owns one folder and everything in it. It knows no registry and no cluster; it must never serve bytes that
+//! were not verified, and never name an image whose blobs are not there. Start with [`Cache`]; then `layout` for where
+//! things lie, `writer` for how a blob gets in, `store` for how an image does, and `clean` for how they leave.
+//!
+//! Opening a cache creates nothing and reads nothing: `list` and pushing from it work on a read-only volume. The folders
+//! come with the first write.
+
+mod barrier;
+mod blobs;
+mod clean;
+mod disk;
+mod entry;
+mod error;
+mod index;
+mod layout;
+mod list;
+mod lock;
+mod manifests;
+mod store;
+#[cfg(test)]
+mod testing;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    image::{ImageName, RawManifest, Reference, Repository},
+    output::OutputManager,
+};
+
+use barrier::Barrier;
+use disk::{Temporary, blocking, make_folder};
+use index::Index;
+use layout::Layout;
+use lock::Locks;
+use manifests::{Stored, find_manifest};
+
+pub use blobs::Claim;
+pub use clean::{CleanReport, CleanRequest};
+pub use disk::FreeSpace;
+pub use entry::{CacheEntry, CachedBlob};
+pub use error::{Error, Result};
+pub use list::ListedImage;
+pub use lock::StoreGuard;
+pub use store::StoredImage;
+pub use writer::BlobWriter;
+
+/// A cache folder. Clones share their state; several processes may use one folder at a time.
+#[derive(Debug, Clone)]
+#[expect(clippy::struct_field_names, reason = "the published name of the field")]
+pub struct Cache {
+    cache_dir: PathBuf,
+    index: Arc<Index>,
+    shared: Arc<Shared>,
+    output: OutputManager,
+}
+
+/// What the tasks of this process share besides the index.
+#[derive(Debug)]
+struct Shared {
+    layout: Layout,
+    locks: Locks,
+    barrier: Barrier,
+}
+
+impl Cache {
+    /// The cache in this folder, which need not exist yet.
+    ///
+    /// # Errors
+    /// When the path is relative and there is no current folder.
+    pub fn open(cache_dir: impl Into<PathBuf>, output: OutputManager) -> Result<Self> {
+        let cache_dir = cache_dir.into();
+        // Messages name the folder, and a run must not move with the current one.
+        let root = std::path::absolute(&cache_dir)
+            .map_err(|source| Error::reading("find", &cache_dir, source))?;
+        let layout = Layout::new(root.clone());
+        let shared = Shared {
+            locks: Locks::new(layout.clone()),
+            layout,
+            barrier: Barrier::default(),
+        };
+        Ok(Self {
+            cache_dir: root,
+            index: Arc::default(),
+            shared: Arc::new(shared),
+            output,
+        })
+    }
+
+    /// The same cache, speaking to somebody else.
+    #[must_use]
+    pub fn with_output(&self, output: OutputManager) -> Self {
+        Self {
+            output,
+            ..self.clone()
+        }
+    }
+
+    /// The folder, as an absolute path.
+    pub fn directory(&self) -> &Path {
+        &self.cache_dir
+    }
+
+    /// Takes part in the use of the cache for a run that writes: nothing is cleaned away while the guard lives. Waits while
+    /// a `clean` is at work, and creates the folders.
+    pub async fn use_shared(&self) -> Result<StoreGuard> {
+        self.shared.locks.use_shared(&self.output).await
+    }
+
+    /// The same for a run that only reads; works on a read-only volume and creates no folder.
+    pub async fn read_shared(&self) -> Result<StoreGuard> {
+        self.shared.locks.read_shared(&self.output).await
+    }
+
+    /// Fails, with the remedy, if nothing can be written.
+    pub async fn ensure_writable(&self) -> Result<()> {
+        let layout = self.shared.layout.clone();
+        blocking(move || {
+            for folder in [layout.manifests(), layout.partials(), layout.locks()] {
+                make_folder(&folder)?;
+                drop(Temporary::create(&folder)?);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The manifest an image name stands for. One that cannot be read, or whose bytes are not what its name says, counts as
+    /// absent, with a warning.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<Option<RawManifest>> {
+        let layout = self.shared.layout.clone();
+        let name = ImageName {
+            repository: repository.clone(),
+            reference: reference.clone(),
+        };
+        let (path, stored) =
+            blocking(move || find_manifest(&layout, &name.repository, &name.reference)).await?;
+        match stored {
+            Stored::Manifest(manifest) => Ok(Some(manifest)),
+            Stored::Absent => Ok(None),
+            Stored::Unreadable(reason) => {
+                self.output.warning(format!(
+                    "the cached manifest {} is not used: {reason}",
+                    path.display()
+                ));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Address of the registry an image came from, where the index knows it.
+    pub async fn origin(&self, repository: &Repository, reference: &Reference) -> Option<String> {
+        let entry = self
+            .index
+            .entry(&self.shared.layout, &self.output, repository, reference)
+            .await;
+        match entry {
+            Ok(entry) => entry?.registry,
+            Err(error) => {
+                self.output.warning(format!(
+                    "the origin of the cached image is unknown: {}",
+                    crate::error::handlers::message(&error)
+                ));
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! Storing an image whose blobs are in place: barrier, manifests by digest, the reference, the index, in this order. A run
+//! that is killed in between leaves the old image whole or the new one complete.
+
+use std::sync::Arc;
+
+use crate::{
+    error::handlers,
+    image::{ImageName, Manifest, RawManifest, Reference, Repository},
+};
+
+use super::{
+    Cache,
+    blobs::open_complete,
+    disk::{blocking, sync_folder},
+    entry::CacheEntry,
+    error::{Error, Result},
+    index::Change,
+    layout::{Layout, relative_manifest},
+    lock::LockName,
+    manifests::{Stored, find_manifest, make_repository, move_aside, write_by_digest, write_tag},
+};
+
+/// An image whose blobs are in the cache.
+#[derive(Debug, Clone)]
+pub struct StoredImage {
+    /// Where it is to lie.
+    pub repository: Repository,
+    /// The tag or digest it was asked for by.
+    pub reference: Reference,
+    /// Address of the registry it came from.
+    pub registry: String,
+    /// The manifest or index the reference stands for.
+    pub root: RawManifest,
+    /// Every manifest below an index, at any depth.
+    pub children: Vec<RawManifest>,
+}
+
+impl StoredImage {
+    fn name(&self) -> ImageName {
+        ImageName {
+            repository: self.repository.clone(),
+            reference: self.reference.clone(),
+        }
+    }
+
+    fn manifests(&self) -> impl Iterator<Item = &RawManifest> {
+        self.children.iter().chain([&self.root])
+    }
+}
+
+impl Cache {
+    /// Makes an image part of the cache.
+    ///
+    /// # Errors
+    /// When a blob is missing (layers that may not be distributed excepted), when the root is not what a digest reference
+    /// names, and when the disk fails. A failed write of the index is only warned of: it can be rebuilt.
+    pub async fn store_image(&self, image: StoredImage) -> Result<()> {
+        if let Some(expected) = image.reference.digest()
+            && expected != image.root.digest()
+        {
+            return Err(Error::DigestMismatch {
+                expected: expected.clone(),
+                actual: image.root.digest().clone(),
+            });
+        }
+        let store = self.use_shared().await?;
+        let image = Arc::new(image);
+        if self.shared.barrier.is_needed() || !self.is_stored(&image).await? {
+            self.shared.barrier.pass(&self.shared.layout).await?;
+        }
+        let (layout, locks) = (&self.shared.layout, &self.shared.locks);
+        if let Err(error) = self.index.create(layout, locks, &self.output).await {
+            self.warn_of_the_index(&error);
+        }
+        self.make_repository(&image.repository).await?;
+        self.warn_of_another_origin(&image).await?;
+        let lock = self
+            .shared
+            .locks
+            .exclusive(
+                LockName::Reference(&image.repository, &image.reference),
+                &self.output,
+            )
+            .await?;
+        let layout = self.shared.layout.clone();
+        let changes = blocking(move || {
+            // Held until the files are in place, even if nobody waits for that any more.
+            let _locks = (store, lock);
+            write(&layout, &image)
+        })
+        .await?;
+        let written = self
+            .index
+            .apply(
+                changes,
+                &self.shared.layout,
+                &self.shared.locks,
+                &self.output,
+            )
+            .await;
+        if let Err(error) = written {
+            self.warn_of_the_index(&error);
+        }
+        Ok(())
+    }
+
+    /// The image is worth more than its entry, which can be rebuilt.
+    pub(super) fn warn_of_the_index(&self, error: &Error) {
+        self.output.warning(format!(
+            "the cache index could not be written: {}",
+            handlers::message(error)
+        ));
+    }
+
+    /// Whether all manifests are in place with these bytes: then a barrier has covered their blobs before.
+    async fn is_stored(&self, image: &Arc<StoredImage>) -> Result<bool> {
+        let (layout, image) = (self.shared.layout.clone(), Arc::clone(image));
+        blocking(move || {
+            let is_in_place = |reference: &Reference, manifest: &RawManifest| {
+                let (_, stored) = find_manifest(&layout, &image.repository, reference)?;
+                Ok(matches!(stored, Stored::Manifest(present) if present == *manifest))
+            };
+            for child in &image.children {
+                if !is_in_place(&Reference::Digest(child.digest().clone()), child)? {
+                    return Ok(false);
+                }
+            }
+            is_in_place(&image.reference, &image.root)
+        })
+        .await
+    }
+
+    /// Makes the folder of a repository; a tag that has its place moves aside. Done before the image's own reference is
+    /// locked, so that nobody ever waits for one reference while holding another.
+    async fn make_repository(&self, repository: &Repository) -> Result<()> {
+        loop {
+            let (layout, wanted) = (self.shared.layout.clone(), repository.clone());
+            let Some(clash) = blocking(move || make_repository(&layout, &wanted)).await? else {
+                return Ok(());
+            };
+            let reference = Reference::Tag(clash.tag.clone());
+            let lock = self
+                .shared
+                .locks
+                .exclusive(
+                    LockName::Reference(&clash.repository, &reference),
+                    &self.output,
+                )
+                .await?;
+            let layout = self.shared.layout.clone();
+            blocking(move || {
+                let _lock = lock;
+                move_aside(&layout, &clash)
+            })
+            .await?;
+        }
+    }
+
+    /// Two registries may have different images of one name; only one of them can lie in the cache.
+    async fn warn_of_another_origin(&self, image: &StoredImage) -> Result<()> {
+        let former = self
+            .index
+            .entry(
+                &self.shared.layout,
+                &self.output,
+                &image.repository,
+                &image.reference,
+            )
+            .await?
+            .and_then(|entry| entry.registry);
+        if let Some(former) = former
+            && former != image.registry
+        {
+            self.output.warning(format!(
+                "the cached image {} came from {former}; it is replaced by the one from {}",
+                image.name(),
+                image.registry
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Writes the manifests and tells what changes in the index.
+fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
+    // After the barrier: if that failed for another image, blobs are gone.
+    for manifest in image.manifests() {
+        require_blobs(layout, image, manifest)?;
+    }
+    let mut changes = Vec::with_capacity(image.children.len() + 1);
+    for child in &image.children {
+        write_by_digest(layout, &image.repository, child)?;
+        let reference = Reference::Digest(child.digest().clone());
+        let path = relative_manifest(&image.repository, &reference);
+        let mut entry = CacheEntry::describe(layout, &image.repository, &reference, path, child)?;
+        entry.registry = Some(image.registry.clone());
+        entry.child = true;
+        changes.push(Change::Put(Box::new(entry)));
+    }
+    if !image.children.is_empty() {
+        sync_folder(&layout.repository(&image.repository))?;
+    }
+    let path = match &image.reference {
+        Reference::Tag(tag) => write_tag(layout, &image.repository, tag, &image.root)?,
+        Reference::Digest(_) => {
+            write_by_digest(layout, &image.repository, &image.root)?;
+            sync_folder(&layout.repository(&image.repository))?;
+            relative_manifest(&image.repository, &image.reference)
+        }
+    };
+    let mut entry = CacheEntry::describe(
+        layout,
+        &image.repository,
+        &image.reference,
+        path,
+        &image.root,
+    )?;
+    entry.registry = Some(image.registry.clone());
+    changes.push(Change::Put(Box::new(entry)));
+    Ok(changes)
+}
+
+/// A reference never names a blob that is not there.
+fn require_blobs(layout: &Layout, image: &StoredImage, manifest: &RawManifest) -> Result<()> {
+    let Ok(Manifest::Image(parsed)) = manifest.parse() else {
+        return Ok(());
+    };
+    for blob in parsed.blobs() {
+        let may_be_absent = blob.stays_with_its_publisher();
+        if !may_be_absent && open_complete(&layout.blob(&blob.digest), blob.size)?.is_none() {
+            return Err(Error::CachedBlobMissing {
+                image: image.name().to_string(),
+                digest: blob.digest.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{
+        REGISTRY, blob, config, fixture, image, index_of, layer, put, raw, read, store_small,
+        stored,
+    };
+    use super::*;
+    use crate::image::{Digest, MediaType};
+
+    #[tokio::test]
+    async fn the_index_and_the_layout_are_those_of_the_published_format() {
+        let fixture = fixture();
+        let gzip = [&[0x1f, 0x8b][..], b"layer"].concat();
+        let config = config("x", "amd64");
+        let root = image(&fixture.cache, &config, &[&gzip, b"plain"]).await;
+        fixture
+            .cache
+            .store_image(stored("library/ubuntu", "22.04", &root))
+            .await
+            .unwrap();
+        let entry = |content: &[u8], is_config: bool, compressed: bool, media_type: &str| {
+            let digest = Digest::of(content);
+            json!({
+                "digest": digest,
+                "size": content.len(),
+                "path": format!("blobs/sha256/{}", digest.hex()),
+                "is_config": is_config,
+                "compressed": compressed,
+                "media_type": media_type,
+            })
+        };
+        let layer_type = layer(b"").media_type.to_string();
+        assert_eq!(
+            fixture.index(),
+            json!({
+                "library/ubuntu/22.04": {
+                    "repository": "library/ubuntu",
+                    "reference": "22.04",
+                    "manifest_path": "manifests/library/ubuntu/22.04",
+                    "config_digest": Digest::of(&config),
+                    "blobs": {
+                        Digest::of(&config).to_string(): entry(&config, true, false, MediaType::OCI_CONFIG.as_str()),
+                        Digest::of(&gzip).to_string(): entry(&gzip, false, true, &layer_type),
+                        Digest::of(b"plain").to_string(): entry(b"plain", false, false, &layer_type),
+                    },
+                    "registry": REGISTRY,
+                }
+            })
+        );
+        let mut expected: Vec<String> = [&config[..], &gzip, b"plain"]
+            .iter()
+            .map(|content| format!("blobs/sha256/{}", Digest::of(content).hex()))
+            .collect();
+        expected.sort();
+        expected.extend(["index.json".into(), "manifests/library/ubuntu/22.04".into()]);
+        assert_eq!(fixture.files(), expected);
+        let bytes = std::fs::read(
+            fixture
+                .cache
+                .directory()
+                .join("manifests/library/ubuntu/22.04"),
+        );
+        assert_eq!(bytes.unwrap(), *root.bytes());
+    }
+
+    #[tokio::test]
+    async fn the_children_of_an_index_lie_by_digest_with_their_own_entries() {
+        let fixture = fixture();
+        let amd = image(&fixture.cache, &config("x", "amd64"), &[b"amd"]).await;
+        let arm = image(&fixture.cache, &config("x", "arm64"), &[b"arm"]).await;
+        let root = index_of(&[(&amd, "amd64"), (&arm, "arm64")]);
+        let mut wanted = stored("app", "1", &root);
+        wanted.children = vec![amd.clone(), arm.clone()];
+        fixture.cache.store_image(wanted).await.unwrap();
+        let index = fixture.index();
+        let entry = &index["app/1"];
+        assert_eq!(
+            (&entry["config_digest"], &entry["blobs"]),
+            (&json!(""), &json!({}))
+        );
+        for child in [&amd, &arm] {
+            let entry = &index[format!("app/{}", child.digest())];
+            assert_eq!(
+                entry["manifest_path"],
+                json!(format!("manifests/app/{}", child.digest()))
+            );
+            assert_eq!(entry["blobs"].as_object().unwrap().len(), 2);
+            let found = read(&fixture.cache, "app", &child.digest().to_string()).await;
+            assert_eq!(found.as_ref(), Some(child));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_whose_blob_is_not_there_gets_no_reference() {
+        let fixture = fixture();
+        let root = image(&fixture.cache, b"{}", &[b"layer"]).await;
+        std::fs::remove_file(fixture.cache.shared.layout.blob(&Digest::of(b"layer"))).unwrap();
+        let error = fixture
+            .cache
+            .store_image(stored("app", "1", &root))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::CachedBlobMissing { .. }), "{error}");
+        assert!(error.to_string().contains("app:1"), "{error}");
+        assert_eq!(read(&fixture.cache, "app", "1").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_may_not_be_distributed_may_be_absent() {
+        let fixture = fixture();
+        put(
+            &fixture.cache,
+            &blob(b"{}", MediaType::OCI_CONFIG.as_str()),
+            b"{}",
+        )
+        .await
+        .unwrap();
+        let mut foreign = blob(
+            b"far",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        );
+        foreign.urls = vec!["https://publisher.example/layer".to_owned()];
+        let root = raw(&json!({
+            "schemaVersion": 2, "config": blob(b"{}", MediaType::OCI_CONFIG.as_str()), "layers": [foreign],
+        }));
+        fixture
+            .cache
+            .store_image(stored("app", "1", &root))
+            .await
+            .unwrap();
+        assert_eq!(
+            fixture.index()["app/1"]["blobs"].as_object().unwrap().len(),
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn a_digest_that_names_other_bytes_is_refused() {
+        let fixture = fixture();
+        let root = image(&fixture.cache, b"{}", &[]).await;
+        let wanted = stored("app", &Digest::of(b"other").to_string(), &root);
+        let error = fixture.cache.store_image(wanted).await.unwrap_err();
+        assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
+        let wanted = stored("app", &root.digest().to_string(), &root);
+        fixture.cache.store_image(wanted).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn replacing_an_image_of_another_registry_is_said_aloud() {
+        let fixture = fixture();
+        store_small(&fixture.cache, "app", "1", b"one").await;
+        store_small(&fixture.cache, "app", "1", b"two").await;
+        assert_eq!(fixture.messages.all(), Vec::<String>::new());
+        let root = image(&fixture.cache, b"{}", &[b"three"]).await;
+        let mut other = stored("app", "1", &root);
+        other.registry = "https://quay.io".to_owned();
+        fixture.cache.store_image(other).await.unwrap();
+        assert_eq!(
+            fixture
+                .messages
+                .count("app:1 came from http://localhost:5000"),
+            1
+        );
+        let origin = fixture.reopened();
+        let origin = origin
+            .origin(&"app".parse().unwrap(), &"1".parse().unwrap())
+            .await;
+        assert_eq!(origin.as_deref(), Some("https://quay.io"));
+    }
+
+    #[tokio::test]
+    async fn a_tag_and_a_folder_of_one_name_live_together_whichever_comes_first() {
+        for order in [["a/b", "a/b/c"], ["a/b/c", "a/b"]] {
+            let fixture = fixture();
+            for repository in order {
+                let tag = if repository == "a/b" { "c" } else { "1" };
+                store_small(&fixture.cache, repository, tag, repository.as_bytes()).await;
+            }
+            // Once more: it must be found where it is, not stored twice.
+            store_small(&fixture.cache, "a/b", "c", b"newer").await;
+            let manifests: Vec<String> = fixture
+                .files()
+                .into_iter()
+                .filter(|path| path.starts_with("manifests"))
+                .collect();
+            assert_eq!(manifests, ["manifests/a/b/.tags/c", "manifests/a/b/c/1"]);
+            for (repository, tag) in [("a/b", "c"), ("a/b/c", "1")] {
+                let found = read(&fixture.cache, repository, tag).await;
+                assert!(found.is_some(), "{repository}:{tag}");
+            }
+            assert_eq!(
+                fixture.index()["a/b/c"]["manifest_path"],
+                json!("manifests/a/b/.tags/c")
+            );
+            let names: Vec<String> = fixture
+                .reopened()
+                .list()
+                .await
+                .unwrap()
+                .iter()
+                .map(|image| image.name.to_string())
+                .collect();
+            assert_eq!(names, ["a/b:c", "a/b/c:1"]);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn fifty_images_stored_at_once_by_two_runs_are_all_there() {
+        let fixture = fixture();
+        let mut tasks = tokio::task::JoinSet::new();
+        let caches = [fixture.cache.clone(), fixture.reopened()];
+        for number in 0..50 {
+            let cache = caches[number % 2].clone();
+            tasks.spawn(async move {
+                let name = format!("app-{}", number % 7);
+                store_small(
+                    &cache,
+                    &name,
+                    &format!("v{number}"),
+                    format!("{number}").as_bytes(),
+                )
+                .await;
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+        assert_eq!(fixture.index().as_object().unwrap().len(), 50);
+        assert_eq!(fixture.reopened().list().await.unwrap().len(), 50);
+        assert_eq!(
+            fixture.messages.count("rebuilt"),
+            0,
+            "{:?}",
+            fixture.messages.all()
+        );
+    }
+}

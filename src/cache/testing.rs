@@ -1,0 +1,187 @@
+//! Parts that the tests of this room share: a cache in a temporary folder, images made on the spot, a listener.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    image::{Algorithm, Descriptor, Digest, MediaType, RawManifest},
+    output::{Event, OutputManager, Renderer},
+};
+
+use super::{Cache, Claim, Result, StoredImage};
+
+/// Where the images of these tests come from.
+pub(super) const REGISTRY: &str = "http://localhost:5000";
+
+/// Keeps what was said.
+#[derive(Clone, Default)]
+pub(super) struct Messages(Arc<Mutex<Vec<String>>>);
+
+impl Renderer for Messages {
+    fn handle(&self, event: &Event<'_>) {
+        if let Event::Message { text, .. } = event {
+            self.0.lock().unwrap().push((*text).to_owned());
+        }
+    }
+}
+
+impl Messages {
+    /// How many messages contain `text`.
+    pub(super) fn count(&self, text: &str) -> usize {
+        let said = self.0.lock().unwrap();
+        said.iter().filter(|message| message.contains(text)).count()
+    }
+
+    pub(super) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// A cache in a folder of its own.
+pub(super) struct Fixture {
+    pub(super) cache: Cache,
+    pub(super) messages: Messages,
+    _folder: TempDir,
+}
+
+pub(super) fn fixture() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let messages = Messages::default();
+    let output = OutputManager::new(messages.clone());
+    let cache = Cache::open(folder.path().join("cache"), output).unwrap();
+    Fixture {
+        cache,
+        messages,
+        _folder: folder,
+    }
+}
+
+impl Fixture {
+    /// The same folder, as another process would see it.
+    pub(super) fn reopened(&self) -> Cache {
+        Cache::open(
+            self.cache.directory(),
+            OutputManager::new(self.messages.clone()),
+        )
+        .unwrap()
+    }
+
+    /// Every file of the cache but the lock files, relative, sorted.
+    pub(super) fn files(&self) -> Vec<String> {
+        let root = self.cache.directory();
+        let mut found = Vec::new();
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let relative = path.strip_prefix(root).unwrap().display().to_string();
+                if relative == ".locks" {
+                } else if entry.file_type().unwrap().is_dir() {
+                    folders.push(path);
+                } else {
+                    found.push(relative);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    pub(super) fn index(&self) -> Value {
+        serde_json::from_slice(&std::fs::read(self.cache.directory().join("index.json")).unwrap())
+            .unwrap()
+    }
+}
+
+/// The descriptor of some bytes.
+pub(super) fn blob(content: &[u8], media_type: &str) -> Descriptor {
+    Descriptor {
+        media_type: MediaType::from(media_type),
+        digest: Digest::of(content),
+        size: content.len() as u64,
+        urls: Vec::new(),
+        platform: None,
+    }
+}
+
+pub(super) fn layer(content: &[u8]) -> Descriptor {
+    blob(content, "application/vnd.oci.image.layer.v1.tar+gzip")
+}
+
+/// Puts a blob into the cache.
+pub(super) async fn put(cache: &Cache, descriptor: &Descriptor, content: &[u8]) -> Result<()> {
+    match cache.claim_blob(descriptor).await? {
+        Claim::Present => Ok(()),
+        Claim::Fetch(mut writer) => {
+            writer.write(Bytes::copy_from_slice(content)).await?;
+            writer.finish().await
+        }
+    }
+}
+
+pub(super) fn raw(manifest: &Value) -> RawManifest {
+    RawManifest::new(manifest.to_string().into(), None, Algorithm::Sha256).unwrap()
+}
+
+/// A configuration for `architecture`, made different by `seed`.
+pub(super) fn config(seed: &str, architecture: &str) -> Vec<u8> {
+    json!({"os": "linux", "architecture": architecture, "author": seed})
+        .to_string()
+        .into_bytes()
+}
+
+/// An image manifest; its blobs are put into the cache.
+pub(super) async fn image(cache: &Cache, config: &[u8], layers: &[&[u8]]) -> RawManifest {
+    let config_descriptor = blob(config, MediaType::OCI_CONFIG.as_str());
+    put(cache, &config_descriptor, config).await.unwrap();
+    let mut descriptors = Vec::new();
+    for content in layers {
+        put(cache, &layer(content), content).await.unwrap();
+        descriptors.push(layer(content));
+    }
+    raw(&json!({
+        "schemaVersion": 2, "mediaType": MediaType::OCI_MANIFEST, "config": config_descriptor, "layers": descriptors,
+    }))
+}
+
+/// An index of these images, with their platforms.
+pub(super) fn index_of(children: &[(&RawManifest, &str)]) -> RawManifest {
+    let manifests: Vec<Value> = children
+        .iter()
+        .map(|(child, architecture)| {
+            json!({
+                "mediaType": child.media_type(), "digest": child.digest(), "size": child.size(),
+                "platform": {"os": "linux", "architecture": architecture},
+            })
+        })
+        .collect();
+    raw(&json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": manifests}))
+}
+
+pub(super) fn stored(repository: &str, reference: &str, root: &RawManifest) -> StoredImage {
+    StoredImage {
+        repository: repository.parse().unwrap(),
+        reference: reference.parse().unwrap(),
+        registry: REGISTRY.to_owned(),
+        root: root.clone(),
+        children: Vec::new(),
+    }
+}
+
+/// Stores an image of one layer under a name.
+pub(super) async fn store_small(cache: &Cache, repository: &str, reference: &str, content: &[u8]) {
+    let root = image(cache, &config(reference, "amd64"), &[content]).await;
+    cache
+        .store_image(stored(repository, reference, &root))
+        .await
+        .unwrap();
+}
+
+/// The manifest an image name stands for.
+pub(super) async fn read(cache: &Cache, repository: &str, reference: &str) -> Option<RawManifest> {
+    let (repository, reference) = (repository.parse().unwrap(), reference.parse().unwrap());
+    cache.manifest(&repository, &reference).await.unwrap()
+}

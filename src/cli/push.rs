@@ -1,0 +1,80 @@
+//! `push`: from the cache to a registry.
+
+use clap::{Args, builder::FalseyValueParser};
+use serde_json::json;
+
+use crate::{
+    cache::Cache,
+    image::{ImageName, Repository},
+    registry::RegistryClient,
+    transfer::{ExistingBlobs, ImageManager, OperationMode, TransferOptions},
+};
+
+use super::{
+    Result, access,
+    options::{CacheOptions, DEFAULT_RETRY_ATTEMPTS, RegistryOptions},
+    render::Screen,
+};
+
+/// Push an image from the cache to a registry
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  docker-image-pusher push -s library/ubuntu:22.04 -r mirror/ubuntu -t 22.04 --registry https://registry.example
+  docker-image-pusher push -s team/app:1.0 -r localhost:5000/team/app -t 1.0 --max-concurrent 8
+  echo \"$PASSWORD\" | docker-image-pusher push -s team/app:1.0 -r registry.example/team/app -t 1.0 -u ci --password-stdin
+
+Blobs that the registry has are not sent again; --force-upload sends blobs and manifest anyway.")]
+pub(super) struct Push {
+    /// Image in the cache, as name:tag or name@digest
+    #[arg(short, long, env = "IMAGE_PUSHER_SOURCE", value_name = "IMAGE")]
+    source: ImageName,
+    #[command(flatten)]
+    registry: RegistryOptions,
+    #[command(flatten)]
+    cache: CacheOptions,
+    /// Retries in a row before a transfer is given up
+    #[arg(long, env = "IMAGE_PUSHER_RETRY_ATTEMPTS", default_value_t = DEFAULT_RETRY_ATTEMPTS, value_name = "NUMBER")]
+    retry_attempts: u32,
+    /// Blobs that are sent at once
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_MAX_CONCURRENT",
+        default_value_t = 1,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
+    max_concurrent: u16,
+    /// Do not send blobs that the registry has (the default, said aloud)
+    #[arg(long, env = "IMAGE_PUSHER_SKIP_EXISTING", value_parser = FalseyValueParser::new(), conflicts_with = "force_upload")]
+    skip_existing: bool,
+    /// Send blobs and manifest even if the registry has them
+    #[arg(long, env = "IMAGE_PUSHER_FORCE_UPLOAD", value_parser = FalseyValueParser::new())]
+    force_upload: bool,
+}
+
+impl Push {
+    pub(super) async fn run(self, screen: &Screen) -> Result<()> {
+        let client = access::client(&self.registry, self.retry_attempts, screen.output())?;
+        let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
+        let existing_blobs = if self.force_upload { ExistingBlobs::Upload } else { ExistingBlobs::Skip };
+        if self.skip_existing {
+            screen.output().info("blobs that the registry has are skipped");
+        }
+        let options = TransferOptions { max_concurrent: self.max_concurrent.into(), existing_blobs };
+        let RegistryOptions { repository, reference, .. } = self.registry;
+        let target = ImageName { repository: Repository::new(Some(client.endpoint().host().clone()), repository.path().clone()).unwrap_or(repository.clone()), reference: reference.clone() };
+        let mode = OperationMode::PushFromCacheUsingManifest {
+            source: self.source.clone(),
+            repository: repository.path().clone(),
+            reference,
+        };
+        let mut manager = ImageManager::new(cache.clone(), screen.output().clone(), options);
+        manager.execute_operation(&mode, Some(&client), None).await?;
+        let manifest = cache.manifest(&self.source.repository, &self.source.reference).await?;
+        let digest = manifest.map(|manifest| manifest.digest().to_string()).unwrap_or_default();
+        screen.summary(
+            &format!("pushed {} to {target} {digest}", self.source),
+            json!({ "source": self.source, "image": target, "digest": digest }),
+        )
+    }
+}

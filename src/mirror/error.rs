@@ -1,0 +1,105 @@
+//! What can be wrong with a mirror before anything is copied.
+
+use crate::{
+    error::{Class, Classified},
+    image, registry,
+};
+
+/// The room's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a mirror cannot run.
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+pub enum Error {
+    /// A field holds what it must not.
+    #[error("{field}: {reason}")]
+    InvalidSpec {
+        /// Path of the field, as in `spec.destinations[0].tag`.
+        field: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A field holds a name that cannot be read.
+    #[error("{field}")]
+    InvalidName {
+        /// Path of the field.
+        field: String,
+        /// What is wrong with the name.
+        #[source]
+        source: image::Error,
+    },
+    /// Two images would be written to one place.
+    #[error("{target} would be written by {first} and by {second}: give one of them another tag or repository")]
+    DestinationConflict {
+        /// The image's name at the destination.
+        target: String,
+        /// The first writer, as destination and image.
+        first: String,
+        /// The second writer.
+        second: String,
+    },
+    /// A Secret that the mirror names was not given.
+    #[error("Secret {secret}, named by {field}, was not found")]
+    SecretNotFound {
+        /// The Secret.
+        secret: String,
+        /// Path of the field that names it.
+        field: String,
+    },
+    /// A Secret does not hold what is needed from it.
+    #[error("Secret {secret}, named by {field}, cannot be used: {reason}")]
+    SecretInvalid {
+        /// The Secret.
+        secret: String,
+        /// Path of the field that names it.
+        field: String,
+        /// What is missing or wrong; never what the Secret holds.
+        reason: String,
+    },
+    /// The login file in a Secret is broken.
+    #[error("Secret {secret}, named by {field}, cannot be used")]
+    SecretUnreadable {
+        /// The Secret.
+        secret: String,
+        /// Path of the field that names it.
+        field: String,
+        /// What is wrong with it.
+        #[source]
+        source: registry::Error,
+    },
+    /// A client cannot be made with what the Secrets hold.
+    #[error("the registry of {field} cannot be used as given")]
+    AccessInvalid {
+        /// Path of the source or destination.
+        field: String,
+        /// What is wrong, mostly a certificate.
+        #[source]
+        source: registry::Error,
+    },
+}
+
+impl Classified for Error {
+    #[deny(clippy::wildcard_enum_match_arm)]
+    fn class(&self) -> Class {
+        match self {
+            Self::InvalidSpec { .. } | Self::InvalidName { .. } | Self::DestinationConflict { .. } => Class::Config,
+            Self::SecretNotFound { .. } => Class::NotFound,
+            // The cure lies in the Secret, outside the spec.
+            Self::SecretInvalid { .. } | Self::SecretUnreadable { .. } | Self::AccessInvalid { .. } => Class::Auth,
+        }
+    }
+
+    #[deny(clippy::wildcard_enum_match_arm)]
+    fn reason(&self) -> &'static str {
+        match self {
+            // For a user both are the same trouble.
+            Self::InvalidName { .. } => "InvalidSpec",
+            Self::SecretUnreadable { .. } => "SecretInvalid",
+            Self::AccessInvalid { source, .. } => source.reason(),
+            Self::InvalidSpec { .. }
+            | Self::DestinationConflict { .. }
+            | Self::SecretNotFound { .. }
+            | Self::SecretInvalid { .. } => self.into(),
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The command line as a user meets it: the real binary against real registries.
+#![expect(clippy::disallowed_methods, reason = "tests write plain files and wait")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod bad_input;
+mod cache_commands;
+mod interrupt;
+mod memory;
+mod options;
+mod output;
+mod round_trip;

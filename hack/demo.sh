@@ -19,15 +19,22 @@ readonly layer_mebibytes=16
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/image-pusher-demo-XXXXXX")
 readonly work
-guards=() pipes=()
+guards=() pipes=() failed=''
 
 bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
 [[ -t 1 ]] || bold='' green='' red='' plain=''
 
 step() { printf '\n%s==> %3d s  %s%s\n' "$bold" "$SECONDS" "$*" "$plain"; }
 fail() {
+  failed=yes
   printf '%s%sFAILED%s after %d s: %s\n' "$bold" "$red" "$plain" "$SECONDS" "$*" >&2
   exit 1
+}
+
+# For programs that outlive the script if it is killed: what holds a pipe keeps everything running.
+let_go_of_pipes() {
+  local pipe
+  for pipe in "${pipes[@]}"; do exec {pipe}>&-; done
 }
 
 # Starts a program that runs as long as we hold the pipe to its guard, that is, not longer than this script. Its folder
@@ -36,12 +43,24 @@ guarded() {
   local name=$1 pipe
   shift
   mkdir -p "$work/$name"
-  # Each guard lets go of the pipes of those before it, or one could not be stopped before the others.
   exec {pipe}> >(
-    for pipe in "${pipes[@]}"; do exec {pipe}>&-; done
+    let_go_of_pipes
     exec "$hack/guard.sh" "$work/$name" "$@"
   )
   guards+=("$name")
+  pipes+=("$pipe")
+}
+
+# Removes the folder of all when the last of them is gone, also after this script was killed.
+guard_folder() {
+  local pipe
+  exec {pipe}> >(
+    trap '' INT TERM HUP
+    cat > /dev/null
+    while compgen -G "$work/*/pid" > /dev/null; do sleep 0.1; done
+    rm -rf "$work"
+  )
+  guards+=(.)
   pipes+=("$pipe")
 }
 
@@ -53,9 +72,15 @@ stop_all() {
     exec {pipe}>&-
     while [[ -d $work/${guards[index]} ]]; do sleep 0.05; done
   done
-  rm -rf "$work"
 }
-trap stop_all EXIT
+
+finish() {
+  local status=$?
+  # A command that failed by itself has said why; this says that it was the end.
+  [[ $status -eq 0 || $status -eq 130 || -n $failed ]] || (fail "a command ended with status $status, see above") || true
+  stop_all
+}
+trap finish EXIT
 trap 'exit 130' INT TERM
 
 # Asks again and again until something is so; its program must not end before.
@@ -231,7 +256,11 @@ YAML
 # Prints a line for each change of the columns until the mirror is Ready.
 watch_mirror() {
   local watch result=0
-  kubectl get imir app --namespace "$namespace" --watch &
+  (
+    let_go_of_pipes
+    exec "$programs/kubectl" --kubeconfig "$work/control-plane/admin.kubeconfig" \
+      get imir app --namespace "$namespace" --watch
+  ) &
   watch=$!
   kubectl wait --for=condition=Ready imir/app --namespace "$namespace" --timeout=180s > "$work/wait" 2>&1 || result=$?
   # The last change may be on its way.
@@ -275,7 +304,7 @@ keep_running() {
     sleep infinity &
     sleeper=$!
     trap 'kill "$sleeper"' TERM
-    wait "$sleeper"
+    wait "$sleeper" || true
     stop_all
   ) < /dev/null > /dev/null 2>&1 &
   local holder=$!
@@ -298,6 +327,7 @@ TEXT
 
 main() {
   local built started mirrored
+  guard_folder
   step "what is needed: packages, Kubernetes $(sed -n 's/^readonly kubernetes_version=//p' "$hack/controlplane.sh"), our program"
   build
   built=$SECONDS

@@ -18,7 +18,10 @@ async fn main() -> ExitCode {
     };
     set_up_logs(cli.global(), cli.is_operator());
     // The one crypto provider of this binary; rustls panics at the first connection when it has none or two.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         tracing::warn!("a TLS crypto provider was installed before main");
     }
     cli.run().await
@@ -33,8 +36,17 @@ fn set_up_logs(options: &GlobalOptions, is_operator: bool) {
         (Verbosity::Normal, true) | (Verbosity::Verbose, _) => LevelFilter::INFO,
         (Verbosity::Debug, _) => LevelFilter::DEBUG,
     };
-    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let filter = EnvFilter::builder()
+        .with_default_directive(level.into())
+        .from_env_lossy();
+    // It logs each untrusted certificate as an error of its own; ours says the same with the remedy.
+    let filter = match "rustls_platform_verifier=off".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    };
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     match options.log_format {
         LogFormat::Json => logs.json().flatten_event(true).init(),
         LogFormat::Text => logs.with_target(false).init(),

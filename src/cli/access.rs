@@ -22,10 +22,18 @@ use super::{
 const MAX_PASSWORD_LENGTH: u64 = 64 * 1024;
 
 /// Builds the client that the options describe.
-pub(super) fn client(options: &RegistryOptions, retry_attempts: u32, output: &OutputManager) -> Result<RegistryClient> {
+pub(super) fn client(
+    options: &RegistryOptions,
+    retry_attempts: u32,
+    output: &OutputManager,
+) -> Result<RegistryClient> {
     let endpoint = endpoint(options)?;
     let credential = credential(options, &endpoint, output)?;
-    let ca_certificates = options.ca_file.iter().map(|path| read_file(path, "--ca-file")).collect::<Result<_>>()?;
+    let ca_certificates = options
+        .ca_file
+        .iter()
+        .map(|path| read_file(path, "--ca-file"))
+        .collect::<Result<_>>()?;
     let client_options = ClientOptions {
         credential,
         ca_certificates,
@@ -47,18 +55,30 @@ fn endpoint(options: &RegistryOptions) -> Result<Endpoint> {
     };
     let endpoint = Endpoint::parse(address).map_err(Error::Access)?;
     match named {
-        Some(host) if Endpoint::for_host(host, endpoint.is_plain_http()).host() != endpoint.host() => {
-            Err(Error::RegistryConflict { host: host.clone(), registry: endpoint.host().clone() })
+        Some(host)
+            if Endpoint::for_host(host, endpoint.is_plain_http()).host() != endpoint.host() =>
+        {
+            Err(Error::RegistryConflict {
+                host: host.clone(),
+                registry: endpoint.host().clone(),
+            })
         }
         _ => Ok(endpoint),
     }
 }
 
 /// User name and password where they are given, else what the login files hold for this repository, else none.
-fn credential(options: &RegistryOptions, endpoint: &Endpoint, output: &OutputManager) -> Result<Credential> {
+fn credential(
+    options: &RegistryOptions,
+    endpoint: &Endpoint,
+    output: &OutputManager,
+) -> Result<Credential> {
     let password = password(&options.password)?;
     match (&options.username, password) {
-        (Some(username), Some(password)) => Ok(Credential::Basic { username: username.clone(), password }),
+        (Some(username), Some(password)) => Ok(Credential::Basic {
+            username: username.clone(),
+            password,
+        }),
         (Some(_), None) => Err(Error::PasswordMissing),
         (None, Some(_)) => Err(Error::UsernameMissing),
         (None, None) => from_login_files(endpoint.host(), options.repository.path(), output),
@@ -73,9 +93,13 @@ fn password(options: &PasswordOptions) -> Result<Option<SecretString>> {
     let unreadable = |reason: String| Error::PasswordUnreadable { reason };
     let mut text = String::new();
     let mut input = std::io::stdin().lock().take(MAX_PASSWORD_LENGTH + 1);
-    input.read_to_string(&mut text).map_err(|error| unreadable(error.to_string()))?;
+    input
+        .read_to_string(&mut text)
+        .map_err(|error| unreadable(error.to_string()))?;
     if text.len() as u64 > MAX_PASSWORD_LENGTH {
-        return Err(unreadable(format!("there are more than {MAX_PASSWORD_LENGTH} bytes")));
+        return Err(unreadable(format!(
+            "there are more than {MAX_PASSWORD_LENGTH} bytes"
+        )));
     }
     let password = text.strip_suffix('\n').unwrap_or(&text);
     let password = password.strip_suffix('\r').unwrap_or(password);
@@ -86,17 +110,33 @@ fn password(options: &PasswordOptions) -> Result<Option<SecretString>> {
 }
 
 /// The first login file that knows the registry wins; files that do not exist are passed over.
-fn from_login_files(host: &Host, repository: &RepositoryPath, output: &OutputManager) -> Result<Credential> {
+fn from_login_files(
+    host: &Host,
+    repository: &RepositoryPath,
+    output: &OutputManager,
+) -> Result<Credential> {
     for path in login_files(|name| std::env::var_os(name).map(PathBuf::from)) {
         let content = match std::fs::read(&path) {
             Ok(content) => content,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(source) => return Err(Error::FileUnreadable { path, option: "the environment or by default", source }),
+            Err(source) => {
+                return Err(Error::FileUnreadable {
+                    path,
+                    option: "the environment or by default",
+                    source,
+                });
+            }
         };
-        let unreadable = |source| Error::CredentialsUnreadable { path: path.clone(), source };
+        let unreadable = |source| Error::CredentialsUnreadable {
+            path: path.clone(),
+            source,
+        };
         let config = DockerConfig::parse(&content).map_err(unreadable)?;
         if let Some(credential) = config.credential_for(host, repository) {
-            output.detail(format!("using the login for {host} from {}", path.display()));
+            output.detail(format!(
+                "using the login for {host} from {}",
+                path.display()
+            ));
             return Ok(credential);
         }
     }
@@ -109,15 +149,23 @@ fn login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let explicit = variable("REGISTRY_AUTH_FILE");
     let session = variable("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json"));
     let home = variable("HOME");
-    let config = variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let config =
+        variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
     let podman = config.map(|folder| folder.join("containers/auth.json"));
     let docker = variable("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker")));
     let docker = docker.map(|folder| folder.join("config.json"));
-    [explicit, session, podman, docker].into_iter().flatten().collect()
+    [explicit, session, podman, docker]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn read_file(path: &Path, option: &'static str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::FileUnreadable { path: path.to_owned(), option, source })
+    std::fs::read(path).map_err(|source| Error::FileUnreadable {
+        path: path.to_owned(),
+        option,
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -130,7 +178,10 @@ mod tests {
             reference: "1".parse().unwrap(),
             registry: registry.map(str::to_owned),
             username: None,
-            password: PasswordOptions { password: None, password_stdin: false },
+            password: PasswordOptions {
+                password: None,
+                password_stdin: false,
+            },
             skip_tls: false,
             ca_file: None,
         }
@@ -140,23 +191,60 @@ mod tests {
     fn the_address_comes_from_the_option_then_the_name_then_docker_hub() {
         for (repository, registry, expected) in [
             ("ubuntu", None, "https://registry-1.docker.io"),
-            ("docker.io/library/ubuntu", None, "https://registry-1.docker.io"),
-            ("docker.io/library/ubuntu", Some("https://registry-1.docker.io"), "https://registry-1.docker.io"),
-            ("team/app", Some("registry.example"), "https://registry.example"),
+            (
+                "docker.io/library/ubuntu",
+                None,
+                "https://registry-1.docker.io",
+            ),
+            (
+                "docker.io/library/ubuntu",
+                Some("https://registry-1.docker.io"),
+                "https://registry-1.docker.io",
+            ),
+            (
+                "team/app",
+                Some("registry.example"),
+                "https://registry.example",
+            ),
             ("team/app", Some("localhost:5000"), "http://localhost:5000"),
-            ("team/app", Some("https://localhost:5000"), "https://localhost:5000"),
+            (
+                "team/app",
+                Some("https://localhost:5000"),
+                "https://localhost:5000",
+            ),
             ("localhost:5000/team/app", None, "http://localhost:5000"),
-            ("registry.example/team/app", None, "https://registry.example"),
-            ("registry.example/team/app", Some("http://registry.example"), "http://registry.example"),
+            (
+                "registry.example/team/app",
+                None,
+                "https://registry.example",
+            ),
+            (
+                "registry.example/team/app",
+                Some("http://registry.example"),
+                "http://registry.example",
+            ),
         ] {
-            assert_eq!(endpoint(&options(repository, registry)).unwrap().to_string(), expected, "{repository} {registry:?}");
+            assert_eq!(
+                endpoint(&options(repository, registry))
+                    .unwrap()
+                    .to_string(),
+                expected,
+                "{repository} {registry:?}"
+            );
         }
     }
 
     #[test]
     fn a_name_and_an_address_that_disagree_are_refused() {
-        let error = endpoint(&options("registry.example/app", Some("https://other.example"))).unwrap_err();
-        assert!(error.to_string().contains("leave one of them out"), "{error}");
+        let error = endpoint(&options(
+            "registry.example/app",
+            Some("https://other.example"),
+        ))
+        .unwrap_err();
+        assert!(
+            error.to_string().contains("leave one of them out"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -22,10 +22,21 @@ use super::{Result, options::CacheOptions, render::Screen};
   docker-image-pusher clean --keep-within 168h")]
 pub(super) struct Clean {
     /// Remove only images of this repository, as `list` shows it
-    #[arg(short, long, env = "IMAGE_PUSHER_REPOSITORY", value_name = "REPOSITORY")]
+    #[arg(
+        short,
+        long,
+        env = "IMAGE_PUSHER_REPOSITORY",
+        value_name = "REPOSITORY"
+    )]
     repository: Option<Repository>,
     /// Remove only this tag or digest of the repository
-    #[arg(short = 't', long, env = "IMAGE_PUSHER_REFERENCE", value_name = "TAG|DIGEST", requires = "repository")]
+    #[arg(
+        short = 't',
+        long,
+        env = "IMAGE_PUSHER_REFERENCE",
+        value_name = "TAG|DIGEST",
+        requires = "repository"
+    )]
     reference: Option<Reference>,
     /// Show what would be removed, remove nothing
     #[arg(long, env = "IMAGE_PUSHER_DRY_RUN", value_parser = FalseyValueParser::new())]
@@ -39,23 +50,35 @@ pub(super) struct Clean {
 
 /// The grammar of durations in the resource, so that one spelling serves everywhere.
 fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).ok_or_else(|| "expected a duration such as 90s, 30m, 24h or 1h30m".to_owned())
+    parse_duration(text)
+        .ok_or_else(|| "expected a duration such as 90s, 30m, 24h or 1h30m".to_owned())
 }
 
 impl Clean {
     pub(super) async fn run(self, screen: &Screen) -> Result<()> {
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         let request = CleanRequest {
-            only: self.repository.map(|repository| (repository, self.reference)),
+            only: self
+                .repository
+                .map(|repository| (repository, self.reference)),
             keep_within: self.keep_within,
             dry_run: self.dry_run,
         };
         let report = cache.clean(&request).await?;
-        let verb = if self.dry_run { "would remove" } else { "removed" };
+        let verb = if self.dry_run {
+            "would remove"
+        } else {
+            "removed"
+        };
         for image in &report.images {
             screen.output().info(format!("{verb} {image}"));
         }
-        let text = format!("{verb} {} images, {} blobs, {}", report.images.len(), report.blobs, ByteSize(report.bytes));
+        let text = format!(
+            "{verb} {} images, {} blobs, {}",
+            report.images.len(),
+            report.blobs,
+            ByteSize(report.bytes)
+        );
         screen.result(
             &text,
             &json!({ "dryRun": self.dry_run, "images": report.images, "blobs": report.blobs, "bytes": report.bytes }),

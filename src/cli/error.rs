@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    cache, controller,
+    cache,
     error::{Class, Classified},
     image::Host,
     registry, transfer,
@@ -16,7 +16,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
 pub enum Error {
     /// The name of the image and `--registry` disagree.
-    #[error("the repository names the host {host}, --registry names {registry}: leave one of them out, or make them the same")]
+    #[error(
+        "the repository names the host {host}, --registry names {registry}: leave one of them out, or make them the same"
+    )]
     RegistryConflict {
         /// Host in `--repository`.
         host: Host,
@@ -24,7 +26,9 @@ pub enum Error {
         registry: Host,
     },
     /// A user name without a password.
-    #[error("--username needs a password: give it with --password-stdin or in the variable IMAGE_PUSHER_PASSWORD")]
+    #[error(
+        "--username needs a password: give it with --password-stdin or in the variable IMAGE_PUSHER_PASSWORD"
+    )]
     PasswordMissing,
     /// A password without a user name.
     #[error("a password needs --username (or the variable IMAGE_PUSHER_USERNAME)")]
@@ -64,9 +68,6 @@ pub enum Error {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
-    /// The operator failed.
-    #[error(transparent)]
-    Controller(#[from] controller::Error),
     /// Standard output could not be written.
     #[error("could not write to standard output")]
     OutputFailed(#[source] std::io::Error),
@@ -87,7 +88,7 @@ impl Error {
             | Self::FileUnreadable { .. }
             | Self::Access(_)
             | Self::CredentialsUnreadable { .. } => false,
-            Self::Transfer(_) | Self::Cache(_) | Self::Controller(_) | Self::OutputFailed(_) | Self::Interrupted => true,
+            Self::Transfer(_) | Self::Cache(_) | Self::OutputFailed(_) | Self::Interrupted => true,
         }
     }
 }
@@ -105,7 +106,6 @@ impl Classified for Error {
             | Self::CredentialsUnreadable { .. } => Class::Config,
             Self::Transfer(error) => error.class(),
             Self::Cache(error) => error.class(),
-            Self::Controller(error) => error.class(),
             Self::OutputFailed(_) => Class::Storage,
             Self::Interrupted => Class::Cancelled,
         }
@@ -114,10 +114,11 @@ impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn reason(&self) -> &'static str {
         match self {
-            Self::Access(error) | Self::CredentialsUnreadable { source: error, .. } => error.reason(),
+            Self::Access(error) | Self::CredentialsUnreadable { source: error, .. } => {
+                error.reason()
+            }
             Self::Transfer(error) => error.reason(),
             Self::Cache(error) => error.reason(),
-            Self::Controller(error) => error.reason(),
             Self::RegistryConflict { .. }
             | Self::PasswordMissing
             | Self::UsernameMissing

@@ -36,11 +36,22 @@ impl List {
 /// The images in columns as wide as their widest cell.
 fn table(images: &[ListedImage]) -> String {
     let header = ["IMAGE", "DIGEST", "SIZE", "PLATFORMS", "FROM"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(header).chain(images.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let rows: Vec<[String; 5]> = std::iter::once(header)
+        .chain(images.iter().map(row))
+        .collect();
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths = [width(0), width(1), width(2), width(3), width(4)];
     let line = |row: &[String; 5]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         cells.join("  ").trim_end().to_owned()
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
@@ -51,8 +62,16 @@ fn row(image: &ListedImage) -> [String; 5] {
     let size = ByteSize(image.size).to_string();
     [
         image.name.to_string(),
-        format!("{}:{}", image.digest.algorithm().name(), &image.digest.hex()[..12]),
-        if image.is_complete() { size } else { format!("{size} (incomplete)") },
+        format!(
+            "{}:{}",
+            image.digest.algorithm().name(),
+            &image.digest.hex()[..12]
+        ),
+        if image.is_complete() {
+            size
+        } else {
+            format!("{size} (incomplete)")
+        },
         platforms.join(","),
         image.registry.clone().unwrap_or_default(),
     ]

@@ -7,9 +7,9 @@
 mod access;
 mod clean;
 mod completions;
-mod controller;
 mod crd;
 mod error;
+mod hint;
 mod list;
 mod options;
 mod pull;
@@ -50,7 +50,6 @@ enum Command {
     Push(push::Push),
     List(list::List),
     Clean(clean::Clean),
-    Controller(controller::Controller),
     Crd(crd::Crd),
     Completions(completions::Completions),
 }
@@ -77,7 +76,7 @@ impl Cli {
 
     /// Whether the command is the operator, whose logs are its only output.
     pub const fn is_operator(&self) -> bool {
-        matches!(self.command, Command::Controller(_))
+        false
     }
 
     /// Runs the command and tells how it ended. Errors are shown here, once.
@@ -90,11 +89,10 @@ impl Cli {
             );
         }
         let outcome = match self.command {
-            Command::Pull(command) => until_interrupted(command.run(&screen)).await,
-            Command::Push(command) => until_interrupted(command.run(&screen)).await,
-            Command::List(command) => until_interrupted(command.run(&screen)).await,
-            Command::Clean(command) => until_interrupted(command.run(&screen)).await,
-            Command::Controller(command) => command.run().await,
+            Command::Pull(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::Push(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Crd(command) => command.run(&screen),
             Command::Completions(command) => command.run(&mut Self::command(), &screen),
         };
@@ -120,7 +118,10 @@ async fn until_interrupted(command: impl Future<Output = Result<()>>) -> Result<
 /// Waits for SIGINT or SIGTERM.
 async fn interrupted() -> Error {
     use tokio::signal::unix::{SignalKind, signal};
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (interrupt, terminate) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    );
     match (interrupt, terminate) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
@@ -145,15 +146,26 @@ mod tests {
         let command = Cli::command();
         let mut checked = 0;
         for (name, arguments) in std::iter::once(("", command.get_arguments().collect::<Vec<_>>()))
-            .chain(command.get_subcommands().map(|sub| (sub.get_name(), sub.get_arguments().collect())))
+            .chain(
+                command
+                    .get_subcommands()
+                    .map(|sub| (sub.get_name(), sub.get_arguments().collect())),
+            )
         {
-            for argument in arguments.into_iter().filter(|argument| !argument.is_positional()) {
+            for argument in arguments
+                .into_iter()
+                .filter(|argument| !argument.is_positional())
+            {
                 let long = argument.get_long().expect("every option has a long name");
                 if matches!(long, "help" | "version") {
                     continue;
                 }
                 let expected = format!("IMAGE_PUSHER_{}", long.replace('-', "_").to_uppercase());
-                assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(expected.as_str()), "{name} --{long}");
+                assert_eq!(
+                    argument.get_env().and_then(|env| env.to_str()),
+                    Some(expected.as_str()),
+                    "{name} --{long}"
+                );
                 checked += 1;
             }
         }
@@ -163,8 +175,15 @@ mod tests {
     #[test]
     fn every_subcommand_shows_examples() {
         for sub in Cli::command().get_subcommands() {
-            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains(&format!("docker-image-pusher {}", sub.get_name())), "{}", sub.get_name());
+            let help = sub
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains(&format!("docker-image-pusher {}", sub.get_name())),
+                "{}",
+                sub.get_name()
+            );
         }
     }
 }

@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum, builder::FalseyValueParser};
 use secrecy::SecretString;
 
-use crate::{
-    image::{Reference, Repository},
-    transfer::TransferOptions,
-};
+use crate::image::{Reference, Repository};
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -75,7 +72,12 @@ pub enum OutputFormat {
 #[derive(Debug, Clone, Args)]
 pub(super) struct CacheOptions {
     /// Folder of the cache
-    #[arg(long, env = "IMAGE_PUSHER_CACHE_DIR", default_value = ".cache", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_CACHE_DIR",
+        default_value = ".cache",
+        value_name = "DIR"
+    )]
     pub(super) cache_dir: PathBuf,
 }
 
@@ -83,17 +85,33 @@ pub(super) struct CacheOptions {
 #[derive(Debug, Clone, Args)]
 pub(super) struct RegistryOptions {
     /// Repository, for example library/ubuntu or registry.example:5000/team/app
-    #[arg(short, long, env = "IMAGE_PUSHER_REPOSITORY", value_name = "REPOSITORY")]
+    #[arg(
+        short,
+        long,
+        env = "IMAGE_PUSHER_REPOSITORY",
+        value_name = "REPOSITORY"
+    )]
     pub(super) repository: Repository,
     /// Tag, or digest such as sha256:...
-    #[arg(short = 't', long, env = "IMAGE_PUSHER_REFERENCE", value_name = "TAG|DIGEST")]
+    #[arg(
+        short = 't',
+        long,
+        env = "IMAGE_PUSHER_REFERENCE",
+        value_name = "TAG|DIGEST"
+    )]
     pub(super) reference: Reference,
-    /// Address of the registry. Without scheme: https, for a loopback host http. [default: the host of the repository, else
-    /// https://registry-1.docker.io]
+    /// Address of the registry. Without scheme: https, for a loopback host http [default: the host of the repository, else
+    /// Docker Hub]
     #[arg(long, env = "IMAGE_PUSHER_REGISTRY", value_name = "ADDRESS")]
     pub(super) registry: Option<String>,
     /// User name at the registry [default: from the docker and podman login files]
-    #[arg(short, long, env = "IMAGE_PUSHER_USERNAME", value_name = "NAME", help_heading = "Access")]
+    #[arg(
+        short,
+        long,
+        env = "IMAGE_PUSHER_USERNAME",
+        value_name = "NAME",
+        help_heading = "Access"
+    )]
     pub(super) username: Option<String>,
     #[command(flatten)]
     pub(super) password: PasswordOptions,
@@ -101,7 +119,12 @@ pub(super) struct RegistryOptions {
     #[arg(long, env = "IMAGE_PUSHER_SKIP_TLS", value_parser = FalseyValueParser::new(), help_heading = "Access")]
     pub(super) skip_tls: bool,
     /// File with CA certificates (PEM) to trust beside those of the system
-    #[arg(long, env = "IMAGE_PUSHER_CA_FILE", value_name = "FILE", help_heading = "Access")]
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_CA_FILE",
+        value_name = "FILE",
+        help_heading = "Access"
+    )]
     pub(super) ca_file: Option<PathBuf>,
 }
 
@@ -123,9 +146,6 @@ pub(super) struct PasswordOptions {
     #[arg(long, env = "IMAGE_PUSHER_PASSWORD_STDIN", value_parser = FalseyValueParser::new(), help_heading = "Access")]
     pub(super) password_stdin: bool,
 }
-
-/// Blob transfers at once for the one image of a `pull`; the seed gives `pull` no option for it.
-pub(super) const PULL_CONCURRENCY: usize = TransferOptions::DEFAULT_MAX_CONCURRENT;
 
 /// Retries in a row where nobody says otherwise.
 pub(super) const DEFAULT_RETRY_ATTEMPTS: u32 = 3;

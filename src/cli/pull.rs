@@ -36,13 +36,34 @@ impl Pull {
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         // Before the first request: nobody waits for a download that cannot be kept.
         cache.ensure_writable().await?;
-        let RegistryOptions { repository, reference, .. } = self.registry;
-        let name = ImageName { repository: repository.clone(), reference: reference.clone() };
-        let mode = OperationMode::PullAndCache { repository, reference };
-        let mut manager = ImageManager::new(cache.clone(), screen.output().clone(), TransferOptions::default());
-        manager.execute_operation(&mode, Some(&client), None).await?;
+        let RegistryOptions {
+            repository,
+            reference,
+            ..
+        } = self.registry;
+        let name = ImageName {
+            repository: repository.clone(),
+            reference: reference.clone(),
+        };
+        let mode = OperationMode::PullAndCache {
+            repository,
+            reference,
+        };
+        let mut manager = ImageManager::new(
+            cache.clone(),
+            screen.output().clone(),
+            TransferOptions::default(),
+        );
+        manager
+            .execute_operation(&mode, Some(&client), None)
+            .await?;
         let manifest = cache.manifest(&name.repository, &name.reference).await?;
-        let digest = manifest.map(|manifest| manifest.digest().to_string()).unwrap_or_default();
-        screen.summary(&format!("pulled {name} {digest}"), json!({ "image": name, "digest": digest }))
+        let digest = manifest
+            .map(|manifest| manifest.digest().to_string())
+            .unwrap_or_default();
+        screen.summary(
+            &format!("pulled {name} {digest}"),
+            json!({ "image": name, "digest": digest }),
+        )
     }
 }

@@ -5,8 +5,7 @@ use serde_json::json;
 
 use crate::{
     cache::Cache,
-    image::{ImageName, Repository},
-    registry::RegistryClient,
+    image::ImageName,
     transfer::{ExistingBlobs, ImageManager, OperationMode, TransferOptions},
 };
 
@@ -56,22 +55,46 @@ impl Push {
     pub(super) async fn run(self, screen: &Screen) -> Result<()> {
         let client = access::client(&self.registry, self.retry_attempts, screen.output())?;
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
-        let existing_blobs = if self.force_upload { ExistingBlobs::Upload } else { ExistingBlobs::Skip };
+        let existing_blobs = if self.force_upload {
+            ExistingBlobs::Upload
+        } else {
+            ExistingBlobs::Skip
+        };
         if self.skip_existing {
-            screen.output().info("blobs that the registry has are skipped");
+            screen
+                .output()
+                .info("blobs that the registry has are skipped");
         }
-        let options = TransferOptions { max_concurrent: self.max_concurrent.into(), existing_blobs };
-        let RegistryOptions { repository, reference, .. } = self.registry;
-        let target = ImageName { repository: Repository::new(Some(client.endpoint().host().clone()), repository.path().clone()).unwrap_or(repository.clone()), reference: reference.clone() };
+        let options = TransferOptions {
+            max_concurrent: self.max_concurrent.into(),
+            existing_blobs,
+        };
+        let RegistryOptions {
+            repository,
+            reference,
+            ..
+        } = self.registry;
+        let separator = if reference.tag().is_some() { ':' } else { '@' };
+        let target = format!(
+            "{}/{}{separator}{reference}",
+            client.endpoint().host(),
+            repository.path()
+        );
         let mode = OperationMode::PushFromCacheUsingManifest {
             source: self.source.clone(),
             repository: repository.path().clone(),
             reference,
         };
         let mut manager = ImageManager::new(cache.clone(), screen.output().clone(), options);
-        manager.execute_operation(&mode, Some(&client), None).await?;
-        let manifest = cache.manifest(&self.source.repository, &self.source.reference).await?;
-        let digest = manifest.map(|manifest| manifest.digest().to_string()).unwrap_or_default();
+        manager
+            .execute_operation(&mode, Some(&client), None)
+            .await?;
+        let manifest = cache
+            .manifest(&self.source.repository, &self.source.reference)
+            .await?;
+        let digest = manifest
+            .map(|manifest| manifest.digest().to_string())
+            .unwrap_or_default();
         screen.summary(
             &format!("pushed {} to {target} {digest}", self.source),
             json!({ "source": self.source, "image": target, "digest": digest }),

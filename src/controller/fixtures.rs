@@ -3,9 +3,8 @@
 use crate::{
     api::{ImageMirror, ImageMirrorSpec},
     error::Class,
+    transfer::{DestinationReport, Failure, ImageReport, Outcome, RunReport},
 };
-
-use super::engine::{DestinationReport, Failure, ImageReport, Outcome, RunReport};
 
 /// A failure named after its class.
 pub(super) fn failure(class: Class) -> Failure {

@@ -12,6 +12,7 @@ mod decide;
 mod engine;
 mod error;
 mod events;
+mod executor;
 #[cfg(test)]
 mod fixtures;
 mod guard;
@@ -28,7 +29,12 @@ mod verdict;
 mod watch;
 mod writer;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -40,6 +46,7 @@ pub use error::{Error, Result};
 use admin::{Admin, Readiness};
 use cluster::ClusterStatuses;
 use engine::Engine;
+use executor::Executor;
 use metrics::Metrics;
 use reconcile::{Book, Context};
 use schedule::Jitter;
@@ -96,6 +103,30 @@ impl ControllerOptions {
     }
 }
 
+/// Runs the operator until a signal comes.
+///
+/// # Errors
+/// When it cannot start (each message names the remedy), when a part that must live ends, and when a second signal cuts the
+/// shutdown short.
+pub async fn run(options: ControllerOptions) -> Result<()> {
+    options.check()?;
+    let signals = Signals::listen()?;
+    let client = cluster::connect().await?;
+    prepare_folder(&options.cache_dir).await?;
+    let engine = Arc::new(Executor::new(options.cache_dir.clone()));
+    supervise(options, client, engine, signals).await
+}
+
+/// Makes the cache folder, so that readiness has something to look at.
+async fn prepare_folder(folder: &Path) -> Result<()> {
+    let made = tokio::fs::create_dir_all(folder).await;
+    made.map_err(|source| Error::CacheUnusable {
+        path: folder.to_owned(),
+        source,
+    })?;
+    admin::writable(folder)
+}
+
 /// Watches and supervises until a signal comes.
 async fn supervise(
     options: ControllerOptions,
@@ -107,7 +138,6 @@ async fn supervise(
     for scope in &scopes {
         cluster::check_served(&client, scope.as_deref()).await?;
     }
-    admin::writable(&options.cache_dir)?;
     let metrics = Metrics::default();
     let readiness = Readiness::new(options.cache_dir.clone());
     let admin = Admin::bind(options.metrics_addr, readiness.clone(), metrics.clone()).await?;

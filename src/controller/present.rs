@@ -187,11 +187,11 @@ mod tests {
     use crate::{
         api::condition::check::{Moment, violations},
         controller::{
-            engine::RunReport,
             fixtures,
             verdict::{RunOutcome, judge},
         },
         error::Class,
+        transfer::RunReport,
     };
 
     const NOW: Timestamp = Timestamp::UNIX_EPOCH;

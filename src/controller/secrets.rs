@@ -7,11 +7,11 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
-use crate::error::Class;
+use crate::{error::Class, mirror::SecretDocument};
 
 use super::{
     call::{CALL_LIMIT, CallError, within},
-    engine::{Failure, SecretDocument},
+    engine::Failure,
     error::api_text,
 };
 

@@ -9,12 +9,10 @@ use crate::{
         Summary,
     },
     error::handlers::{Recovery, recovery},
+    transfer::{Failure, ImageReport, RunReport},
 };
 
-use super::{
-    engine::{Failure, ImageReport, RunReport},
-    schedule::Next,
-};
+use super::schedule::Next;
 
 /// Reason of Ready: all images are at all destinations.
 pub(super) const SUCCEEDED: &str = "Succeeded";

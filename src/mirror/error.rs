@@ -29,7 +29,9 @@ pub enum Error {
         source: image::Error,
     },
     /// Two images would be written to one place.
-    #[error("{target} would be written by {first} and by {second}: give one of them another tag or repository")]
+    #[error(
+        "{target} would be written by {first} and by {second}: give one of them another tag or repository"
+    )]
     DestinationConflict {
         /// The image's name at the destination.
         target: String,
@@ -82,10 +84,14 @@ impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn class(&self) -> Class {
         match self {
-            Self::InvalidSpec { .. } | Self::InvalidName { .. } | Self::DestinationConflict { .. } => Class::Config,
+            Self::InvalidSpec { .. }
+            | Self::InvalidName { .. }
+            | Self::DestinationConflict { .. } => Class::Config,
             Self::SecretNotFound { .. } => Class::NotFound,
             // The cure lies in the Secret, outside the spec.
-            Self::SecretInvalid { .. } | Self::SecretUnreadable { .. } | Self::AccessInvalid { .. } => Class::Auth,
+            Self::SecretInvalid { .. }
+            | Self::SecretUnreadable { .. }
+            | Self::AccessInvalid { .. } => Class::Auth,
         }
     }
 

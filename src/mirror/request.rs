@@ -27,8 +27,15 @@ pub struct MirrorRequest {
 impl MirrorRequest {
     /// Carries the mirror out. Dropping the future cancels it.
     pub async fn run(self, cache: &Cache) -> RunReport {
-        let Self { jobs, registries, options, output } = self;
-        Run::new(cache, registries, options, output).execute(&jobs).await
+        let Self {
+            jobs,
+            registries,
+            options,
+            output,
+        } = self;
+        Run::new(cache, registries, options, output)
+            .execute(&jobs)
+            .await
     }
 }
 
@@ -40,9 +47,17 @@ pub(super) fn build(
 ) -> Result<MirrorRequest> {
     let mut registries = Registries::new();
     for (id, access) in &mirror.accesses {
-        registries.insert(id.clone(), client(access, mirror.retry_attempts, secrets, output)?);
+        registries.insert(
+            id.clone(),
+            client(access, mirror.retry_attempts, secrets, output)?,
+        );
     }
-    Ok(MirrorRequest { jobs: mirror.jobs, registries, options: mirror.options, output: output.clone() })
+    Ok(MirrorRequest {
+        jobs: mirror.jobs,
+        registries,
+        options: mirror.options,
+        output: output.clone(),
+    })
 }
 
 fn client(
@@ -51,26 +66,45 @@ fn client(
     secrets: &BTreeMap<String, SecretDocument>,
     output: &OutputManager,
 ) -> Result<RegistryClient> {
-    let mut options =
-        ClientOptions { skip_tls_verify: access.skip_tls_verify, retry_attempts, ..ClientOptions::default() };
+    let mut options = ClientOptions {
+        skip_tls_verify: access.skip_tls_verify,
+        retry_attempts,
+        ..ClientOptions::default()
+    };
     if let Some(name) = &access.secret {
         let field = format!("{}.secretRef", access.field);
-        let secret = NamedSecret { document: find(secrets, name, &field)?, field: &field };
+        let secret = NamedSecret {
+            document: find(secrets, name, &field)?,
+            field: &field,
+        };
         options.credential = secret.credential(&access.host, &access.repository)?;
     } else {
         options.credential = Credential::Anonymous;
     }
     if let Some(name) = &access.cert_secret {
         let field = format!("{}.certSecretRef", access.field);
-        let secret = NamedSecret { document: find(secrets, name, &field)?, field: &field };
+        let secret = NamedSecret {
+            document: find(secrets, name, &field)?,
+            field: &field,
+        };
         secret.require_certificates()?;
         options.ca_certificates = secret.certificate_authorities()?.into_iter().collect();
         options.client_identity = secret.client_identity()?;
     }
-    let invalid = |source| Error::AccessInvalid { field: access.field.clone(), source };
+    let invalid = |source| Error::AccessInvalid {
+        field: access.field.clone(),
+        source,
+    };
     RegistryClient::new(access.endpoint.clone(), options, output.clone()).map_err(invalid)
 }
 
-fn find<'a>(secrets: &'a BTreeMap<String, SecretDocument>, name: &str, field: &str) -> Result<&'a SecretDocument> {
-    secrets.get(name).ok_or_else(|| Error::SecretNotFound { secret: name.to_owned(), field: field.to_owned() })
+fn find<'a>(
+    secrets: &'a BTreeMap<String, SecretDocument>,
+    name: &str,
+    field: &str,
+) -> Result<&'a SecretDocument> {
+    secrets.get(name).ok_or_else(|| Error::SecretNotFound {
+        secret: name.to_owned(),
+        field: field.to_owned(),
+    })
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use secrecy::SecretString;
+
 use crate::{
     image::{Host, RepositoryPath},
     registry::{Credential, DockerConfig},
@@ -23,7 +25,12 @@ pub struct SecretDocument {
 impl fmt::Debug for SecretDocument {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, kind, data } = self;
-        formatter.debug_struct("SecretDocument").field("name", name).field("kind", kind).field("keys", &data.keys()).finish()
+        formatter
+            .debug_struct("SecretDocument")
+            .field("name", name)
+            .field("kind", kind)
+            .field("keys", &data.keys())
+            .finish()
     }
 }
 
@@ -36,25 +43,38 @@ pub(super) struct NamedSecret<'a> {
 
 impl NamedSecret<'_> {
     fn invalid(&self, reason: impl Into<String>) -> Error {
-        Error::SecretInvalid { secret: self.document.name.clone(), field: self.field.to_owned(), reason: reason.into() }
+        Error::SecretInvalid {
+            secret: self.document.name.clone(),
+            field: self.field.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// The value under `key` as text; a missing, empty or binary one is told by the key's name alone.
     fn text(&self, key: &str) -> Result<String> {
-        let value = self.document.data.get(key).filter(|value| !value.is_empty());
-        let value = value.ok_or_else(|| self.invalid(format!("the key {key} is missing or empty")))?;
-        String::from_utf8(value.clone()).map_err(|_| self.invalid(format!("the value of the key {key} is not UTF-8 text")))
+        let value = self
+            .document
+            .data
+            .get(key)
+            .filter(|value| !value.is_empty());
+        let value =
+            value.ok_or_else(|| self.invalid(format!("the key {key} is missing or empty")))?;
+        String::from_utf8(value.clone())
+            .map_err(|_| self.invalid(format!("the value of the key {key} is not UTF-8 text")))
     }
 
     /// The login for a repository.
-    pub(super) fn credential(&self, host: &Host, repository: &RepositoryPath) -> Result<Credential> {
+    pub(super) fn credential(
+        &self,
+        host: &Host,
+        repository: &RepositoryPath,
+    ) -> Result<Credential> {
         match self.document.kind.as_str() {
             "kubernetes.io/dockerconfigjson" => self.docker_config(host, repository),
-            "kubernetes.io/basic-auth" => self.user_and_password(),
             "Opaque" if self.document.data.contains_key("token") => {
                 Ok(Credential::RegistryToken(self.text("token")?.into()))
             }
-            "Opaque" => self.user_and_password(),
+            "kubernetes.io/basic-auth" | "Opaque" => self.user_and_password(),
             other => Err(self.invalid(format!(
                 "its type is {}; use kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or Opaque with the keys \
                  username and password, or token",
@@ -64,33 +84,45 @@ impl NamedSecret<'_> {
     }
 
     fn user_and_password(&self) -> Result<Credential> {
-        Ok(Credential::Basic { username: self.text("username")?, password: self.text("password")?.into() })
+        Ok(Credential::Basic {
+            username: self.text("username")?,
+            password: self.text("password")?.into(),
+        })
     }
 
     fn docker_config(&self, host: &Host, repository: &RepositoryPath) -> Result<Credential> {
         let content = self.text(".dockerconfigjson")?;
-        let config = DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
-            secret: self.document.name.clone(),
-            field: self.field.to_owned(),
-            source,
-        })?;
-        config
-            .credential_for(host, repository)
-            .ok_or_else(|| self.invalid(format!("its .dockerconfigjson holds no login for {host}/{repository}")))
+        let config =
+            DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
+                secret: self.document.name.clone(),
+                field: self.field.to_owned(),
+                source,
+            })?;
+        config.credential_for(host, repository).ok_or_else(|| {
+            self.invalid(format!(
+                "its .dockerconfigjson holds no login for {host}/{repository}"
+            ))
+        })
     }
 
     /// The certificate authorities to trust, PEM.
     pub(super) fn certificate_authorities(&self) -> Result<Option<Vec<u8>>> {
-        self.document.data.get("ca.crt").map(|_| self.text("ca.crt").map(String::into_bytes)).transpose()
+        self.document
+            .data
+            .get("ca.crt")
+            .map(|_| self.text("ca.crt").map(String::into_bytes))
+            .transpose()
     }
 
     /// Client certificate and key, PEM, one after the other.
-    pub(super) fn client_identity(&self) -> Result<Option<Vec<u8>>> {
+    pub(super) fn client_identity(&self) -> Result<Option<SecretString>> {
         let has = |key| self.document.data.contains_key(key);
         if !has("tls.crt") && !has("tls.key") {
             return Ok(None);
         }
-        Ok(Some(format!("{}\n{}", self.text("tls.crt")?, self.text("tls.key")?).into_bytes()))
+        Ok(Some(
+            format!("{}\n{}", self.text("tls.crt")?, self.text("tls.key")?).into(),
+        ))
     }
 
     /// Refuses a Secret that says nothing about certificates.
@@ -110,13 +142,31 @@ mod tests {
     use super::*;
 
     fn document(kind: &str, data: &[(&str, &str)]) -> SecretDocument {
-        let data = data.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
-        SecretDocument { name: "login".into(), kind: kind.into(), data }
+        let data = data
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+            .collect();
+        SecretDocument {
+            name: "login".into(),
+            kind: kind.into(),
+            data,
+        }
+    }
+
+    fn host() -> Host {
+        "registry.example:5000".parse().unwrap()
+    }
+
+    fn path() -> RepositoryPath {
+        "team/app".parse().unwrap()
     }
 
     fn credential(document: &SecretDocument) -> Result<Credential> {
-        let named = NamedSecret { document, field: "spec.source.registry.secretRef" };
-        named.credential(&"registry.example:5000".parse().unwrap(), &"team/app".parse().unwrap())
+        let named = NamedSecret {
+            document,
+            field: "spec.source.registry.secretRef",
+        };
+        named.credential(&host(), &path())
     }
 
     #[test]
@@ -124,30 +174,74 @@ mod tests {
         // dXNlcjpzM2NyZXQ= is user:s3cret
         let config = r#"{"auths": {"registry.example:5000": {"auth": "dXNlcjpzM2NyZXQ="}}}"#;
         for document in [
-            document("kubernetes.io/basic-auth", &[("username", "user"), ("password", "s3cret")]),
+            document(
+                "kubernetes.io/basic-auth",
+                &[("username", "user"), ("password", "s3cret")],
+            ),
             document("Opaque", &[("username", "user"), ("password", "s3cret")]),
-            document("kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", config)]),
+            document(
+                "kubernetes.io/dockerconfigjson",
+                &[(".dockerconfigjson", config)],
+            ),
         ] {
-            let Ok(Credential::Basic { username, password }) = credential(&document) else { panic!("{}", document.kind) };
-            assert_eq!((username.as_str(), password.expose_secret()), ("user", "s3cret"));
+            let Ok(Credential::Basic { username, password }) = credential(&document) else {
+                panic!("{}", document.kind)
+            };
+            assert_eq!(
+                (username.as_str(), password.expose_secret()),
+                ("user", "s3cret")
+            );
         }
         let token = document("Opaque", &[("token", "s3cret")]);
-        assert!(matches!(credential(&token), Ok(Credential::RegistryToken(_))));
+        assert!(matches!(
+            credential(&token),
+            Ok(Credential::RegistryToken(_))
+        ));
     }
 
     #[test]
     fn a_secret_that_cannot_be_used_is_named_with_the_remedy_and_without_its_content() {
         for (document, expected) in [
-            (document("Opaque", &[("user", "s3cret")]), "the key username is missing"),
-            (document("kubernetes.io/basic-auth", &[("username", "s3cret"), ("password", "")]), "the key password is missing or empty"),
-            (document("kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", "{s3cret")]), "login"),
-            (document("kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", r#"{"auths":{}}"#)]), "no login for registry.example:5000/team/app"),
-            (document("kubernetes.io/service-account-token", &[("token", "s3cret")]), "its type is kubernetes.io/service-account-token"),
+            (
+                document("Opaque", &[("user", "s3cret")]),
+                "the key username is missing",
+            ),
+            (
+                document(
+                    "kubernetes.io/basic-auth",
+                    &[("username", "s3cret"), ("password", "")],
+                ),
+                "the key password is missing or empty",
+            ),
+            (
+                document(
+                    "kubernetes.io/dockerconfigjson",
+                    &[(".dockerconfigjson", "{s3cret")],
+                ),
+                "login",
+            ),
+            (
+                document(
+                    "kubernetes.io/dockerconfigjson",
+                    &[(".dockerconfigjson", r#"{"auths":{}}"#)],
+                ),
+                "no login for registry.example:5000/team/app",
+            ),
+            (
+                document(
+                    "kubernetes.io/service-account-token",
+                    &[("token", "s3cret")],
+                ),
+                "its type is kubernetes.io/service-account-token",
+            ),
         ] {
             let error = credential(&document).unwrap_err();
             let text = format!("{} {error:?}", crate::error::handlers::message(&error));
             assert!(text.contains(expected), "{text}");
-            assert!(text.contains("spec.source.registry.secretRef") && !text.contains("s3cret"), "{text}");
+            assert!(
+                text.contains("spec.source.registry.secretRef") && !text.contains("s3cret"),
+                "{text}"
+            );
             assert!(!format!("{document:?}").contains("s3cret"));
         }
     }

@@ -9,7 +9,11 @@ use crate::{
 };
 
 /// Puts the source's names into a destination's repository.
-pub(super) fn repository(template: &str, host: &Host, path: &RepositoryPath) -> Result<Repository, Unfilled> {
+pub(super) fn repository(
+    template: &str,
+    host: &Host,
+    path: &RepositoryPath,
+) -> Result<Repository, Unfilled> {
     let text = fill(template, |name| match name {
         "registry" => Some(host.as_str().to_owned()),
         "repository" => Some(path.as_str().to_owned()),
@@ -21,8 +25,15 @@ pub(super) fn repository(template: &str, host: &Host, path: &RepositoryPath) -> 
 
 /// Puts the source's tag and digest into a destination's tag. An image selected by digest alone has no tag: `{tag}` then
 /// stands for the digest, so that it is not collected as untagged. A digest that is not known yet stays in the template.
-pub(super) fn tag(template: &str, tag: Option<&Tag>, digest: Option<&Digest>) -> Result<TargetReference, Unfilled> {
-    let digest_text = digest.map_or_else(|| TargetReference::DIGEST.to_owned(), |digest| digest_tag(digest).as_str().to_owned());
+pub(super) fn tag(
+    template: &str,
+    tag: Option<&Tag>,
+    digest: Option<&Digest>,
+) -> Result<TargetReference, Unfilled> {
+    let digest_text = digest.map_or_else(
+        || TargetReference::DIGEST.to_owned(),
+        |digest| digest_tag(digest).as_str().to_owned(),
+    );
     let text = fill(template, |name| match name {
         "tag" => Some(tag.map_or_else(|| digest_text.clone(), |tag| tag.as_str().to_owned())),
         "digest" => Some(digest_text.clone()),
@@ -58,10 +69,15 @@ fn fill(template: &str, value: impl Fn(&str) -> Option<String>) -> Result<String
     let mut rest = template;
     while let Some(open) = rest.find('{') {
         let (before, after) = rest.split_at(open);
-        let close = after.find('}').ok_or_else(|| Unfilled::Placeholder(after.to_owned()))?;
+        let close = after
+            .find('}')
+            .ok_or_else(|| Unfilled::Placeholder(after.to_owned()))?;
         let placeholder = &after[..=close];
         text.push_str(before);
-        text.push_str(&value(&after[1..close]).ok_or_else(|| Unfilled::Placeholder(placeholder.to_owned()))?);
+        text.push_str(
+            &value(&after[1..close])
+                .ok_or_else(|| Unfilled::Placeholder(placeholder.to_owned()))?,
+        );
         rest = &after[close + 1..];
     }
     text.push_str(rest);
@@ -70,19 +86,33 @@ fn fill(template: &str, value: impl Fn(&str) -> Option<String>) -> Result<String
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::unwrap_in_result,
+        reason = "what the tests themselves write can be read"
+    )]
+
     use super::*;
     use crate::image::Algorithm;
 
     fn filled(template: &str) -> Result<String, Unfilled> {
-        let (host, path) = ("quay.io".parse().unwrap(), "prometheus/node-exporter".parse().unwrap());
+        let (host, path) = (
+            "quay.io".parse().unwrap(),
+            "prometheus/node-exporter".parse().unwrap(),
+        );
         repository(template, &host, &path).map(|repository| repository.to_string())
     }
 
     #[test]
     fn repositories_take_the_names_of_the_source() {
         for (template, expected) in [
-            ("internal:5000/mirror/{repository}", "internal:5000/mirror/prometheus/node-exporter"),
-            ("internal:5000/{registry}/{name}", "internal:5000/quay.io/node-exporter"),
+            (
+                "internal:5000/mirror/{repository}",
+                "internal:5000/mirror/prometheus/node-exporter",
+            ),
+            (
+                "internal:5000/{registry}/{name}",
+                "internal:5000/quay.io/node-exporter",
+            ),
             ("internal:5000/fixed", "internal:5000/fixed"),
         ] {
             assert_eq!(filled(template).unwrap(), expected);
@@ -92,10 +122,16 @@ mod tests {
     #[test]
     fn unknown_placeholders_and_impossible_names_are_refused() {
         for template in ["a.b/{tag}", "a.b/{repository", "a.b/{}", "a.b/{Repository}"] {
-            assert!(matches!(filled(template), Err(Unfilled::Placeholder(_))), "{template}");
+            assert!(
+                matches!(filled(template), Err(Unfilled::Placeholder(_))),
+                "{template}"
+            );
         }
         let (host, path) = ("registry:5000".parse().unwrap(), "app".parse().unwrap());
-        assert!(matches!(repository("a.b/{registry}/app", &host, &path), Err(Unfilled::Name(_))));
+        assert!(matches!(
+            repository("a.b/{registry}/app", &host, &path),
+            Err(Unfilled::Name(_))
+        ));
     }
 
     #[test]
@@ -104,12 +140,28 @@ mod tests {
         let by_digest = digest_tag(&digest).as_str().to_owned();
         for (template, tag_of_source, digest_of_source, expected) in [
             ("{tag}", Some(&release), None, "1.27".to_owned()),
-            ("v{tag}-mirrored", Some(&release), Some(&digest), "v1.27-mirrored".to_owned()),
+            (
+                "v{tag}-mirrored",
+                Some(&release),
+                Some(&digest),
+                "v1.27-mirrored".to_owned(),
+            ),
             ("{tag}", None, Some(&digest), by_digest.clone()),
-            ("{tag}-{digest}", Some(&release), Some(&digest), format!("1.27-{by_digest}")),
+            (
+                "{tag}-{digest}",
+                Some(&release),
+                Some(&digest),
+                format!("1.27-{by_digest}"),
+            ),
             ("{digest}", Some(&release), None, "{digest}".to_owned()),
         ] {
-            assert_eq!(tag(template, tag_of_source, digest_of_source).unwrap().to_string(), expected, "{template}");
+            assert_eq!(
+                tag(template, tag_of_source, digest_of_source)
+                    .unwrap()
+                    .to_string(),
+                expected,
+                "{template}"
+            );
         }
     }
 

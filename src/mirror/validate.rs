@@ -22,7 +22,7 @@ use super::{
 };
 
 /// Shorter intervals only load registries: the CRD says the same.
-const MIN_INTERVAL: Duration = Duration::from_secs(60);
+const MIN_INTERVAL: Duration = Duration::from_mins(1);
 
 /// A mirror that can run, as far as its spec can tell.
 #[derive(Debug, Clone)]
@@ -61,33 +61,74 @@ struct Selected {
 /// # Errors
 /// [`Error::InvalidSpec`] and its kin, each naming the field, and [`Error::DestinationConflict`].
 pub fn validate(spec: &ImageMirrorSpec) -> Result<ValidatedMirror> {
-    let ImageMirrorSpec { source, destinations, interval, transfer: _ } = spec;
-    let registry = source.registry.as_ref().ok_or_else(|| invalid("spec.source", "registry must be set"))?;
+    let ImageMirrorSpec {
+        source,
+        destinations,
+        interval,
+        transfer: _,
+    } = spec;
+    let registry = source
+        .registry
+        .as_ref()
+        .ok_or_else(|| invalid("spec.source", "registry must be set"))?;
     let field = "spec.source.registry";
-    let repository = named(field, "repository", registry.repository.parse::<Repository>())?;
+    let repository = named(
+        field,
+        "repository",
+        registry.repository.parse::<Repository>(),
+    )?;
     let host = repository.host().cloned().ok_or_else(|| {
-        invalid("spec.source.registry.repository", "must be host[:port]/path, for example docker.io/library/nginx")
+        invalid(
+            "spec.source.registry.repository",
+            "must be host[:port]/path, for example docker.io/library/nginx",
+        )
     })?;
     let source_id = RegistryId("source".to_owned());
-    let mut accesses =
-        BTreeMap::from([(source_id.clone(), access(field.to_owned(), &host, repository.path(), &registry.access)?)]);
+    let mut accesses = BTreeMap::from([(
+        source_id.clone(),
+        access(field.to_owned(), &host, repository.path(), &registry.access)?,
+    )]);
     let images = selected(registry)?;
-    let mut jobs: Vec<ImageJob> = images.iter().map(|image| job(&repository, &source_id, image)).collect();
+    let mut jobs: Vec<ImageJob> = images
+        .iter()
+        .map(|image| job(&repository, &source_id, image))
+        .collect();
     for (position, destination) in destinations.iter().enumerate() {
         let field = format!("spec.destinations[{position}]");
-        if destinations[..position].iter().any(|earlier| earlier.name == destination.name) {
-            return Err(invalid(format!("{field}.name"), format!("'{}' is used twice", destination.name)));
+        if destinations[..position]
+            .iter()
+            .any(|earlier| earlier.name == destination.name)
+        {
+            return Err(invalid(
+                format!("{field}.name"),
+                format!("'{}' is used twice", destination.name),
+            ));
         }
         let target = template::repository(&destination.repository, &host, repository.path())
             .map_err(|error| unfilled(format!("{field}.repository"), error))?;
-        let target_host = target
-            .host()
-            .ok_or_else(|| invalid(format!("{field}.repository"), "must begin with a registry host, for example internal:5000/"))?;
+        let target_host = target.host().ok_or_else(|| {
+            invalid(
+                format!("{field}.repository"),
+                "must begin with a registry host, for example internal:5000/",
+            )
+        })?;
         let id = RegistryId(format!("destination {}", destination.name));
-        accesses.insert(id.clone(), access(field.clone(), target_host, target.path(), &destination.access)?);
+        accesses.insert(
+            id.clone(),
+            access(
+                field.clone(),
+                target_host,
+                target.path(),
+                &destination.access,
+            )?,
+        );
         for (job, image) in jobs.iter_mut().zip(&images) {
-            let reference = template::tag(&destination.tag, image.tag.as_ref(), image.reference.digest())
-                .map_err(|error| unfilled(format!("{field}.tag"), error))?;
+            let reference = template::tag(
+                &destination.tag,
+                image.tag.as_ref(),
+                image.reference.digest(),
+            )
+            .map_err(|error| unfilled(format!("{field}.tag"), error))?;
             job.destinations.push(Destination {
                 name: destination.name.clone(),
                 registry: id.clone(),
@@ -111,7 +152,11 @@ pub fn validate(spec: &ImageMirrorSpec) -> Result<ValidatedMirror> {
 impl ValidatedMirror {
     /// Secrets the mirror needs, by name; all are of its own namespace.
     pub fn secret_names(&self) -> BTreeSet<String> {
-        self.accesses.values().flat_map(|access| access.secret.iter().chain(&access.cert_secret)).cloned().collect()
+        self.accesses
+            .values()
+            .flat_map(|access| access.secret.iter().chain(&access.cert_secret))
+            .cloned()
+            .collect()
     }
 
     /// Names what decides the copies: source, destinations and transfer. Two specs with equal keys ask for the same run, so
@@ -134,7 +179,11 @@ impl ValidatedMirror {
     ///
     /// # Errors
     /// When a Secret is missing, or does not hold what is needed from it.
-    pub fn into_request(self, secrets: &BTreeMap<String, SecretDocument>, output: &OutputManager) -> Result<MirrorRequest> {
+    pub fn into_request(
+        self,
+        secrets: &BTreeMap<String, SecretDocument>,
+        output: &OutputManager,
+    ) -> Result<MirrorRequest> {
         request::build(self, secrets, output)
     }
 }
@@ -145,8 +194,15 @@ fn selected(registry: &RegistrySource) -> Result<Vec<Selected>> {
     let mut images = Vec::new();
     for (position, tag) in registry.tags.iter().enumerate() {
         if seen.insert(tag.0.as_str()) {
-            let tag: Tag = named(&format!("spec.source.registry.tags[{position}]"), "", tag.0.parse())?;
-            images.push(Selected { reference: Reference::Tag(tag.clone()), tag: Some(tag) });
+            let tag: Tag = named(
+                &format!("spec.source.registry.tags[{position}]"),
+                "",
+                tag.0.parse(),
+            )?;
+            images.push(Selected {
+                reference: Reference::Tag(tag.clone()),
+                tag: Some(tag),
+            });
         }
     }
     for (position, pinned) in registry.digests.iter().enumerate() {
@@ -158,19 +214,31 @@ fn selected(registry: &RegistrySource) -> Result<Vec<Selected>> {
             Some((tag, digest)) => (Some(named(&field, "", tag.parse::<Tag>())?), digest),
             None => (None, pinned.0.as_str()),
         };
-        images.push(Selected { reference: Reference::Digest(named(&field, "", digest.parse::<Digest>())?), tag });
+        images.push(Selected {
+            reference: Reference::Digest(named(&field, "", digest.parse::<Digest>())?),
+            tag,
+        });
     }
     if images.is_empty() {
-        return Err(invalid("spec.source.registry", "nothing selected: set at least one of tags and digests"));
+        return Err(invalid(
+            "spec.source.registry",
+            "nothing selected: set at least one of tags and digests",
+        ));
     }
     Ok(images)
 }
 
 /// The job of an image, without destinations yet. In the cache it lies under the tag it is known by.
 fn job(repository: &Repository, registry: &RegistryId, image: &Selected) -> ImageJob {
-    let reference = image.tag.clone().map_or_else(|| image.reference.clone(), Reference::Tag);
+    let reference = image
+        .tag
+        .clone()
+        .map_or_else(|| image.reference.clone(), Reference::Tag);
     ImageJob {
-        cached: ImageName { repository: repository.clone(), reference },
+        cached: ImageName {
+            repository: repository.clone(),
+            reference,
+        },
         source: Some(RegistryImage {
             registry: registry.clone(),
             repository: repository.path().clone(),
@@ -180,17 +248,30 @@ fn job(repository: &Repository, registry: &RegistryId, image: &Selected) -> Imag
     }
 }
 
-fn access(field: String, host: &Host, repository: &RepositoryPath, access: &Access) -> Result<ValidatedAccess> {
+fn access(
+    field: String,
+    host: &Host,
+    repository: &RepositoryPath,
+    access: &Access,
+) -> Result<ValidatedAccess> {
     if access.is_insecure() && access.skips_tls_verification() {
-        return Err(invalid(field, "insecure means plain http, skipTLSVerify cannot apply: set one of them"));
+        return Err(invalid(
+            field,
+            "insecure means plain http, skipTLSVerify cannot apply: set one of them",
+        ));
     }
     let secret_name = |reference: &Option<api::SecretReference>, part: &str| {
-        let Some(reference) = reference else { return Ok(None) };
+        let Some(reference) = reference else {
+            return Ok(None);
+        };
         // The name becomes part of an API path (operator rule R5).
         if is_object_name(&reference.name) {
             return Ok(Some(reference.name.clone()));
         }
-        Err(invalid(format!("{field}.{part}.name"), "must be the name of a Secret: lower-case letters, digits, '.' and '-', at most 253"))
+        Err(invalid(
+            format!("{field}.{part}.name"),
+            "must be the name of a Secret: lower-case letters, digits, '.' and '-', at most 253",
+        ))
     };
     Ok(ValidatedAccess {
         endpoint: Endpoint::for_host(host, access.is_insecure()),
@@ -216,19 +297,42 @@ fn is_object_name(name: &str) -> bool {
 }
 
 /// Two images for one place would overwrite each other on every run.
-fn refuse_conflicts(jobs: &[ImageJob], accesses: &BTreeMap<RegistryId, ValidatedAccess>) -> Result<()> {
+fn refuse_conflicts(
+    jobs: &[ImageJob],
+    accesses: &BTreeMap<RegistryId, ValidatedAccess>,
+) -> Result<()> {
     let mut writers: HashMap<String, String> = HashMap::new();
     for job in jobs {
         for destination in &job.destinations {
-            let Destination { name, registry, repository, reference } = destination;
+            let Destination {
+                name,
+                registry,
+                repository,
+                reference,
+            } = destination;
             // A tag made of a digest that is not known yet differs from image to image.
-            let by_digest = if reference.to_string().contains('{') { job.cached.to_string() } else { String::new() };
-            let host = accesses.get(registry).map(|access| access.endpoint.host().to_string()).unwrap_or_default();
+            let by_digest = if reference.to_string().contains('{') {
+                job.cached.to_string()
+            } else {
+                String::new()
+            };
+            let host = accesses
+                .get(registry)
+                .map(|access| access.endpoint.host().to_string())
+                .unwrap_or_default();
             let target = format!("{host}/{repository}:{reference}");
-            let source = job.source.as_ref().map(|source| source.reference.to_string()).unwrap_or_default();
+            let source = job
+                .source
+                .as_ref()
+                .map(|source| source.reference.to_string())
+                .unwrap_or_default();
             let writer = format!("destination {name} with {source}");
             if let Some(first) = writers.insert(format!("{target} {by_digest}"), writer.clone()) {
-                return Err(Error::DestinationConflict { target, first, second: writer });
+                return Err(Error::DestinationConflict {
+                    target,
+                    first,
+                    second: writer,
+                });
             }
         }
     }
@@ -236,22 +340,43 @@ fn refuse_conflicts(jobs: &[ImageJob], accesses: &BTreeMap<RegistryId, Validated
 }
 
 fn transfer_options(transfer: &api::Transfer) -> Result<(TransferOptions, u32)> {
-    let api::Transfer { max_concurrent, retry_attempts, existing_blobs } = transfer;
+    let api::Transfer {
+        max_concurrent,
+        retry_attempts,
+        existing_blobs,
+    } = transfer;
     let existing_blobs = match existing_blobs {
         api::ExistingBlobs::Skip => ExistingBlobs::Skip,
         api::ExistingBlobs::Upload => ExistingBlobs::Upload,
     };
-    let max_concurrent = usize::try_from(*max_concurrent).ok().filter(|value| (1..=64).contains(value));
-    let max_concurrent = max_concurrent.ok_or_else(|| invalid("spec.transfer.maxConcurrent", "must be from 1 to 64"))?;
-    let retry_attempts = u32::try_from(*retry_attempts).ok().filter(|value| *value <= 20);
-    let retry_attempts = retry_attempts.ok_or_else(|| invalid("spec.transfer.retryAttempts", "must be from 0 to 20"))?;
-    Ok((TransferOptions { max_concurrent, existing_blobs }, retry_attempts))
+    let max_concurrent = usize::try_from(*max_concurrent)
+        .ok()
+        .filter(|value| (1..=64).contains(value));
+    let max_concurrent = max_concurrent
+        .ok_or_else(|| invalid("spec.transfer.maxConcurrent", "must be from 1 to 64"))?;
+    let retry_attempts = u32::try_from(*retry_attempts)
+        .ok()
+        .filter(|value| *value <= 20);
+    let retry_attempts = retry_attempts
+        .ok_or_else(|| invalid("spec.transfer.retryAttempts", "must be from 0 to 20"))?;
+    Ok((
+        TransferOptions {
+            max_concurrent,
+            existing_blobs,
+        },
+        retry_attempts,
+    ))
 }
 
 fn parse_interval(text: &str) -> Result<Duration> {
     parse_duration(text)
         .filter(|interval| *interval >= MIN_INTERVAL)
-        .ok_or_else(|| invalid("spec.interval", "must be a duration of at least 1m, for example 30m, 1h or 1h30m"))
+        .ok_or_else(|| {
+            invalid(
+                "spec.interval",
+                "must be a duration of at least 1m, for example 30m, 1h or 1h30m",
+            )
+        })
 }
 
 /// Hash of the fields that decide the copies, with their defaults, so that writing a default out changes nothing.
@@ -265,24 +390,39 @@ fn run_key(spec: &ImageMirrorSpec) -> String {
 }
 
 fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Error {
-    Error::InvalidSpec { field: field.into(), reason: reason.into() }
+    Error::InvalidSpec {
+        field: field.into(),
+        reason: reason.into(),
+    }
 }
 
 /// Puts the field before what is wrong with a name in it.
 fn named<T>(field: &str, part: &str, parsed: crate::image::Result<T>) -> Result<T> {
-    let field = if part.is_empty() { field.to_owned() } else { format!("{field}.{part}") };
+    let field = if part.is_empty() {
+        field.to_owned()
+    } else {
+        format!("{field}.{part}")
+    };
     parsed.map_err(|source| Error::InvalidName { field, source })
 }
 
 fn unfilled(field: String, error: Unfilled) -> Error {
     match error {
-        Unfilled::Placeholder(text) => invalid(field, format!("the placeholder {} is not known", text.escape_debug())),
+        Unfilled::Placeholder(text) => invalid(
+            field,
+            format!("the placeholder {} is not known", text.escape_debug()),
+        ),
         Unfilled::Name(source) => Error::InvalidName { field, source },
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::unwrap_in_result,
+        reason = "what the tests themselves write can be read"
+    )]
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -301,7 +441,9 @@ mod tests {
 
     fn targets(mirror: &ValidatedMirror) -> Vec<String> {
         let destinations = mirror.jobs.iter().flat_map(|job| &job.destinations);
-        destinations.map(|destination| format!("{}:{}", destination.repository, destination.reference)).collect()
+        destinations
+            .map(|destination| format!("{}:{}", destination.repository, destination.reference))
+            .collect()
     }
 
     #[test]
@@ -309,15 +451,26 @@ mod tests {
         let digest = Digest::of(b"pinned");
         let mut spec = spec();
         spec["source"]["registry"]["tags"] = json!(["1", "2", "1"]);
-        spec["source"]["registry"]["digests"] = json!([format!("3@{digest}"), digest.to_string(), digest.to_string()]);
+        spec["source"]["registry"]["digests"] = json!([
+            format!("3@{digest}"),
+            digest.to_string(),
+            digest.to_string()
+        ]);
         let mirror = checked(&spec).unwrap();
-        let expected =
-            ["1", "2", "3", &format!("digest-{}", digest.hex())].map(|tag| format!("mirror/team/app:{tag}"));
+        let expected = ["1", "2", "3", &format!("digest-{}", digest.hex())]
+            .map(|tag| format!("mirror/team/app:{tag}"));
         assert_eq!(targets(&mirror), expected);
-        let cached: Vec<_> = mirror.jobs.iter().map(|job| job.cached.to_string()).collect();
+        let cached: Vec<_> = mirror
+            .jobs
+            .iter()
+            .map(|job| job.cached.to_string())
+            .collect();
         assert_eq!(cached[2], "registry.example/team/app:3");
         assert_eq!(cached[3], format!("registry.example/team/app@{digest}"));
-        assert_eq!(mirror.jobs[2].source.as_ref().unwrap().reference, Reference::Digest(digest));
+        assert_eq!(
+            mirror.jobs[2].source.as_ref().unwrap().reference,
+            Reference::Digest(digest)
+        );
     }
 
     #[test]
@@ -325,7 +478,12 @@ mod tests {
         let mut spec = spec();
         spec["source"]["registry"]["repository"] = json!("docker.io/library/nginx");
         let mirror = checked(&spec).unwrap();
-        assert_eq!(mirror.accesses[&RegistryId("source".into())].endpoint.to_string(), "https://registry-1.docker.io");
+        assert_eq!(
+            mirror.accesses[&RegistryId("source".into())]
+                .endpoint
+                .to_string(),
+            "https://registry-1.docker.io"
+        );
         assert_eq!(targets(&mirror)[0], "mirror/library/nginx:1");
     }
 
@@ -340,7 +498,10 @@ mod tests {
         ]);
         for spec in [fixed, twice] {
             let error = checked(&spec).unwrap_err();
-            assert_eq!((error.reason(), error.class()), ("DestinationConflict", Class::Config));
+            assert_eq!(
+                (error.reason(), error.class()),
+                ("DestinationConflict", Class::Config)
+            );
         }
         let mut by_digest = spec();
         by_digest["destinations"][0]["tag"] = json!("{digest}");
@@ -351,20 +512,64 @@ mod tests {
     fn every_refusal_names_its_field() {
         for (path, value, field) in [
             ("/source", json!({}), "spec.source"),
-            ("/source/registry/repository", json!("team/app"), "spec.source.registry.repository"),
-            ("/source/registry/repository", json!("registry.example/../app"), "spec.source.registry.repository"),
+            (
+                "/source/registry/repository",
+                json!("team/app"),
+                "spec.source.registry.repository",
+            ),
+            (
+                "/source/registry/repository",
+                json!("registry.example/../app"),
+                "spec.source.registry.repository",
+            ),
             ("/source/registry/tags", json!([]), "spec.source.registry"),
-            ("/source/registry/tags", json!(["ok", "not ok"]), "spec.source.registry.tags[1]"),
-            ("/source/registry/digests", json!(["sha256:abc"]), "spec.source.registry.digests[0]"),
-            ("/source/registry/secretRef", json!({"name": "../x"}), "spec.source.registry.secretRef.name"),
-            ("/destinations/0/repository", json!("mirror/app"), "spec.destinations[0].repository"),
-            ("/destinations/0/repository", json!("internal.example/{nonsense}"), "spec.destinations[0].repository"),
-            ("/destinations/0/tag", json!("{tag}/x"), "spec.destinations[0].tag"),
-            ("/destinations/0/certSecretRef", json!({"name": "X"}), "spec.destinations[0].certSecretRef.name"),
+            (
+                "/source/registry/tags",
+                json!(["ok", "not ok"]),
+                "spec.source.registry.tags[1]",
+            ),
+            (
+                "/source/registry/digests",
+                json!(["sha256:abc"]),
+                "spec.source.registry.digests[0]",
+            ),
+            (
+                "/source/registry/secretRef",
+                json!({"name": "../x"}),
+                "spec.source.registry.secretRef.name",
+            ),
+            (
+                "/destinations/0/repository",
+                json!("mirror/app"),
+                "spec.destinations[0].repository",
+            ),
+            (
+                "/destinations/0/repository",
+                json!("internal.example/{nonsense}"),
+                "spec.destinations[0].repository",
+            ),
+            (
+                "/destinations/0/tag",
+                json!("{tag}/x"),
+                "spec.destinations[0].tag",
+            ),
+            (
+                "/destinations/0/certSecretRef",
+                json!({"name": "X"}),
+                "spec.destinations[0].certSecretRef.name",
+            ),
             ("/interval", json!("30s"), "spec.interval"),
             ("/interval", json!("soon"), "spec.interval"),
-            ("/transfer", json!({"maxConcurrent": 0}), "spec.transfer.maxConcurrent"),
-            ("/transfer", json!({"retryAttempts": 21}), "spec.transfer.retryAttempts"),
+            (
+                "/transfer",
+                json!({"maxConcurrent": 0}),
+                "spec.transfer.maxConcurrent",
+            ),
+            (
+                "/transfer",
+                json!({"retryAttempts": 21}),
+                "spec.transfer.retryAttempts",
+            ),
         ] {
             let mut spec = spec();
             let (parent, key) = path.rsplit_once('/').unwrap();
@@ -372,15 +577,30 @@ mod tests {
             let error = checked(&spec).unwrap_err();
             let text = handlers::message(&error);
             assert!(text.starts_with(field), "{path} {value}: {text}");
-            assert_eq!((error.class(), error.reason()), (Class::Config, "InvalidSpec"), "{text}");
+            assert_eq!(
+                (error.class(), error.reason()),
+                (Class::Config, "InvalidSpec"),
+                "{text}"
+            );
         }
         let mut twice = spec();
-        twice["destinations"] = json!([{"repository": "a.example/x"}, {"repository": "b.example/x"}]);
-        assert!(checked(&twice).unwrap_err().to_string().starts_with("spec.destinations[1].name"));
+        twice["destinations"] =
+            json!([{"repository": "a.example/x"}, {"repository": "b.example/x"}]);
+        assert!(
+            checked(&twice)
+                .unwrap_err()
+                .to_string()
+                .starts_with("spec.destinations[1].name")
+        );
         let mut both = spec();
         both["destinations"][0]["insecure"] = json!(true);
         both["destinations"][0]["skipTLSVerify"] = json!(true);
-        assert!(checked(&both).unwrap_err().to_string().starts_with("spec.destinations[0]"));
+        assert!(
+            checked(&both)
+                .unwrap_err()
+                .to_string()
+                .starts_with("spec.destinations[0]")
+        );
     }
 
     #[test]
@@ -392,9 +612,21 @@ mod tests {
         };
         let original = key(&|_| {});
         assert_eq!(original, key(&|spec| spec["interval"] = json!("1h")));
-        assert_eq!(original, key(&|spec| spec["transfer"] = json!({"maxConcurrent": 8})));
-        assert_ne!(original, key(&|spec| spec["transfer"] = json!({"maxConcurrent": 4})));
-        assert_ne!(original, key(&|spec| spec["source"]["registry"]["tags"] = json!(["1"])));
-        assert_ne!(original, key(&|spec| spec["destinations"][0]["insecure"] = json!(true)));
+        assert_eq!(
+            original,
+            key(&|spec| spec["transfer"] = json!({"maxConcurrent": 8}))
+        );
+        assert_ne!(
+            original,
+            key(&|spec| spec["transfer"] = json!({"maxConcurrent": 4}))
+        );
+        assert_ne!(
+            original,
+            key(&|spec| spec["source"]["registry"]["tags"] = json!(["1"]))
+        );
+        assert_ne!(
+            original,
+            key(&|spec| spec["destinations"][0]["insecure"] = json!(true))
+        );
     }
 }

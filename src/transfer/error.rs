@@ -62,7 +62,9 @@ pub enum Error {
         source: image::Error,
     },
     /// Indexes within indexes, deeper than any producer makes them.
-    #[error("the index of {image} nests more than {limit} levels deep; such an image is not copied")]
+    #[error(
+        "the index of {image} nests more than {limit} levels deep; such an image is not copied"
+    )]
     IndexTooDeep {
         /// The image.
         image: ImageName,
@@ -70,7 +72,9 @@ pub enum Error {
         limit: usize,
     },
     /// The cache does not know the image.
-    #[error("{image} is not in the cache: pull it first, or see what is there with `docker-image-pusher list`")]
+    #[error(
+        "{image} is not in the cache: pull it first, or see what is there with `docker-image-pusher list`"
+    )]
     CachedImageUnknown {
         /// The image asked for.
         image: ImageName,

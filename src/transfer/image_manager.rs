@@ -8,7 +8,8 @@ use crate::{
 };
 
 use super::{
-    Destination, Error, ImageJob, Registries, RegistryId, RegistryImage, Result, Run, TargetReference, TransferOptions,
+    Destination, Error, ImageJob, Registries, RegistryId, RegistryImage, Result, Run,
+    TargetReference, TransferOptions,
 };
 
 /// What one operation does.
@@ -47,7 +48,11 @@ const REGISTRY: &str = "registry";
 impl ImageManager {
     /// A manager that works on `cache` and tells `output` about it.
     pub const fn new(cache: Cache, output: OutputManager, options: TransferOptions) -> Self {
-        Self { cache, output, options }
+        Self {
+            cache,
+            output,
+            options,
+        }
     }
 
     /// Carries out `mode` as a run of one job. `auth_token` is a bearer token the caller has already; without one the client
@@ -61,24 +66,39 @@ impl ImageManager {
         client: Option<&RegistryClient>,
         auth_token: Option<&str>,
     ) -> Result<()> {
-        let client = client.ok_or_else(|| Error::RegistryMissing { name: REGISTRY.to_owned() })?;
+        let client = client.ok_or_else(|| Error::RegistryMissing {
+            name: REGISTRY.to_owned(),
+        })?;
         let client = auth_token.map_or_else(|| client.clone(), |token| client.with_token(token));
         let registries = Registries::from([(RegistryId(REGISTRY.to_owned()), client)]);
         let run = Run::new(&self.cache, registries, self.options, self.output.clone());
         let job = job_of(mode);
         let in_use = run.use_cache(std::slice::from_ref(&job)).await;
-        let _in_use = in_use.map_err(|source| Error::Cache { image: job.cached.clone(), source })?;
+        let _in_use = in_use.map_err(|source| Error::Cache {
+            image: job.cached.clone(),
+            source,
+        })?;
         let copied = run.copy(&job).await;
         copied.fetched?;
-        copied.destinations.into_iter().flatten().try_for_each(|outcome| outcome.map(|_| ()))
+        copied
+            .destinations
+            .into_iter()
+            .flatten()
+            .try_for_each(|outcome| outcome.map(|_| ()))
     }
 }
 
 /// The operation as a job.
 fn job_of(mode: &OperationMode) -> ImageJob {
     match mode {
-        OperationMode::PullAndCache { repository, reference } => ImageJob {
-            cached: ImageName { repository: repository.clone(), reference: reference.clone() },
+        OperationMode::PullAndCache {
+            repository,
+            reference,
+        } => ImageJob {
+            cached: ImageName {
+                repository: repository.clone(),
+                reference: reference.clone(),
+            },
             source: Some(RegistryImage {
                 registry: RegistryId(REGISTRY.to_owned()),
                 repository: repository.path().clone(),
@@ -86,7 +106,11 @@ fn job_of(mode: &OperationMode) -> ImageJob {
             }),
             destinations: Vec::new(),
         },
-        OperationMode::PushFromCacheUsingManifest { source, repository, reference } => ImageJob {
+        OperationMode::PushFromCacheUsingManifest {
+            source,
+            repository,
+            reference,
+        } => ImageJob {
             cached: source.clone(),
             source: None,
             destinations: vec![Destination {

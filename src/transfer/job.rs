@@ -52,7 +52,11 @@ impl Destination {
     /// The place, once the digest of the image is known.
     pub(super) fn image(&self, digest: &Digest) -> image::Result<RegistryImage> {
         let reference = self.reference.resolve(digest)?;
-        Ok(RegistryImage { registry: self.registry.clone(), repository: self.repository.clone(), reference })
+        Ok(RegistryImage {
+            registry: self.registry.clone(),
+            repository: self.repository.clone(),
+            reference,
+        })
     }
 }
 
@@ -73,9 +77,10 @@ impl TargetReference {
     pub fn resolve(&self, digest: &Digest) -> image::Result<Reference> {
         match self {
             Self::Known(reference) => Ok(reference.clone()),
-            Self::WithDigest(template) => {
-                template.replace(Self::DIGEST, digest_tag(digest).as_str()).parse().map(Reference::Tag)
-            }
+            Self::WithDigest(template) => template
+                .replace(Self::DIGEST, digest_tag(digest).as_str())
+                .parse()
+                .map(Reference::Tag),
         }
     }
 }
@@ -91,10 +96,15 @@ impl fmt::Display for TargetReference {
 
 /// A tag that stands for a digest, since a tag cannot hold a colon: `digest-<hex>`, of SHA-512 the first 64 digits, which keep
 /// it below the 128 characters of a tag.
-#[expect(clippy::expect_used, reason = "hex digits after a word are a tag by the grammar, and a test says so")]
+#[expect(
+    clippy::expect_used,
+    reason = "hex digits after a word are a tag by the grammar, and a test says so"
+)]
 pub fn digest_tag(digest: &Digest) -> Tag {
     let hex = &digest.hex()[..64];
-    format!("digest-{hex}").parse().expect("'digest-' and 64 hex digits are a tag")
+    format!("digest-{hex}")
+        .parse()
+        .expect("'digest-' and 64 hex digits are a tag")
 }
 
 /// One image to copy.
@@ -134,7 +144,10 @@ impl TransferOptions {
 
 impl Default for TransferOptions {
     fn default() -> Self {
-        Self { max_concurrent: Self::DEFAULT_MAX_CONCURRENT, existing_blobs: ExistingBlobs::default() }
+        Self {
+            max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
+            existing_blobs: ExistingBlobs::default(),
+        }
     }
 }
 
@@ -167,9 +180,17 @@ mod tests {
     fn a_digest_becomes_a_tag_of_legal_length() {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let digest = Digest::with_algorithm(algorithm, b"");
-            assert_eq!(digest_tag(&digest).as_str(), format!("digest-{}", &digest.hex()[..64]));
-            let reference = TargetReference::WithDigest("1.0-{digest}".into()).resolve(&digest).unwrap();
-            assert_eq!(reference.to_string(), format!("1.0-digest-{}", &digest.hex()[..64]));
+            assert_eq!(
+                digest_tag(&digest).as_str(),
+                format!("digest-{}", &digest.hex()[..64])
+            );
+            let reference = TargetReference::WithDigest("1.0-{digest}".into())
+                .resolve(&digest)
+                .unwrap();
+            assert_eq!(
+                reference.to_string(),
+                format!("1.0-digest-{}", &digest.hex()[..64])
+            );
         }
     }
 }

@@ -13,7 +13,9 @@ pub(super) struct KeyedLock<K> {
 
 impl<K> Default for KeyedLock<K> {
     fn default() -> Self {
-        Self { locks: Mutex::default() }
+        Self {
+            locks: Mutex::default(),
+        }
     }
 }
 

@@ -19,7 +19,8 @@ mod tree;
 pub use error::{Error, Result};
 pub use image_manager::{ImageManager, OperationMode};
 pub use job::{
-    Destination, ExistingBlobs, ImageJob, Registries, RegistryId, RegistryImage, TargetReference, TransferOptions, digest_tag,
+    Destination, ExistingBlobs, ImageJob, Registries, RegistryId, RegistryImage, TargetReference,
+    TransferOptions, digest_tag,
 };
 pub use report::{DestinationReport, Failure, ImageReport, Outcome, RunReport};
 pub use run::Run;

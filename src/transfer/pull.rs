@@ -29,8 +29,17 @@ impl Pull<'_> {
         if let Reference::Digest(digest) = &self.source.reference {
             return Ok(digest.clone());
         }
-        let RegistryImage { registry: _, repository, reference } = self.source;
-        match self.client.head_manifest(repository, reference).await.map_err(|source| self.pull_error(source))? {
+        let RegistryImage {
+            registry: _,
+            repository,
+            reference,
+        } = self.source;
+        match self
+            .client
+            .head_manifest(repository, reference)
+            .await
+            .map_err(|source| self.pull_error(source))?
+        {
             Some(digest) => Ok(digest),
             // A HEAD answer has no body: the GET gives the registry's own words.
             None => Ok(self.get_manifest(reference).await?.digest().clone()),
@@ -39,16 +48,19 @@ impl Pull<'_> {
 
     /// Brings the whole image into the cache. `digest` is what a look-up found, if there was one. The second value tells
     /// whether anything was fetched.
-    pub(super) async fn into_cache(&self, digest: Option<&Digest>) -> Result<(ImageTree, bool)> {
+    pub(super) async fn fetch(&self, digest: Option<&Digest>) -> Result<(ImageTree, bool)> {
         let root = self.root_manifest(digest).await?;
-        let tree = ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await?;
+        let tree =
+            ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await?;
         let (blobs, bytes) = tree.size();
         self.run.output.planned(blobs, bytes);
         // Largest first, all at once: the run's slots decide how many travel.
         let fetched = stream::iter(tree.blobs())
             .map(|blob| self.fetch_blob(blob))
             .buffer_unordered(usize::MAX)
-            .try_fold(0_u64, |count, fetched| async move { Ok(count + u64::from(fetched)) })
+            .try_fold(0_u64, |count, fetched| async move {
+                Ok(count + u64::from(fetched))
+            })
             .await?;
         let known = self.is_cached_as(tree.root.digest()).await?;
         if !known || fetched > 0 {
@@ -59,10 +71,19 @@ impl Pull<'_> {
 
     /// Whether the cached name already stands for this digest, from this registry.
     async fn is_cached_as(&self, digest: &Digest) -> Result<bool> {
-        let ImageName { repository, reference } = self.cached;
+        let ImageName {
+            repository,
+            reference,
+        } = self.cached;
         let cache = &self.run.cache;
-        let same_origin = cache.origin(repository, reference).await.is_some_and(|origin| origin == self.client.address());
-        let cached = cache.manifest(repository, reference).await.map_err(|source| self.cache_error(source))?;
+        let same_origin = cache
+            .origin(repository, reference)
+            .await
+            .is_some_and(|origin| origin == self.client.address());
+        let cached = cache
+            .manifest(repository, reference)
+            .await
+            .map_err(|source| self.cache_error(source))?;
         Ok(same_origin && cached.is_some_and(|manifest| manifest.digest() == digest))
     }
 
@@ -74,14 +95,24 @@ impl Pull<'_> {
             root: tree.root.clone(),
             children: tree.children.clone(),
         };
-        self.run.cache.store_image(image).await.map_err(|source| self.cache_error(source))
+        self.run
+            .cache
+            .store_image(image)
+            .await
+            .map_err(|source| self.cache_error(source))
     }
 
     /// The manifest the reference names: from the cache where the digest is known and there, else from the registry, once.
     async fn root_manifest(&self, digest: Option<&Digest>) -> Result<RawManifest> {
         let known = match digest {
             Some(digest) => Some(digest.clone()),
-            None if self.cached_manifest(&self.cached.reference).await?.is_some() => Some(self.look_up().await?),
+            None if self
+                .cached_manifest(&self.cached.reference)
+                .await?
+                .is_some() =>
+            {
+                Some(self.look_up().await?)
+            }
             // Nothing to compare with: the GET answers what the HEAD would.
             None => self.source.reference.digest().cloned(),
         };
@@ -105,15 +136,29 @@ impl Pull<'_> {
 
     /// Brings one blob into the cache, unless it is there; tells whether it travelled.
     async fn fetch_blob(&self, blob: &Descriptor) -> Result<bool> {
-        let Run { cache, output, downloads, slots, .. } = self.run;
+        let Run {
+            cache,
+            output,
+            downloads,
+            slots,
+            ..
+        } = self.run;
         let _only_one = downloads.lock(&blob.digest).await;
-        if cache.has_blob(blob).await.map_err(|source| self.cache_error(source))? {
+        if cache
+            .has_blob(blob)
+            .await
+            .map_err(|source| self.cache_error(source))?
+        {
             output.existing(&blob.digest, blob.size);
             return Ok(false);
         }
         let _slot = slots.acquire().await;
         for last in (1..=DIGEST_ATTEMPTS).map(|attempt| attempt == DIGEST_ATTEMPTS) {
-            let writer = match cache.claim_blob(blob).await.map_err(|source| self.cache_error(source))? {
+            let writer = match cache
+                .claim_blob(blob)
+                .await
+                .map_err(|source| self.cache_error(source))?
+            {
                 // Another process was faster.
                 Claim::Present => {
                     output.existing(&blob.digest, blob.size);
@@ -123,7 +168,10 @@ impl Pull<'_> {
             };
             match self.download(blob, writer).await {
                 Err(error) if !last && error.class() == Class::Digest => {
-                    output.warning(format!("{}; fetching it once more", handlers::message(&error)));
+                    output.warning(format!(
+                        "{}; fetching it once more",
+                        handlers::message(&error)
+                    ));
                 }
                 outcome => return outcome.map(|()| true),
             }
@@ -137,15 +185,25 @@ impl Pull<'_> {
         let transfer = output.transfer(Direction::Download, &blob.digest, blob.size);
         let mut retry = self.client.retry();
         loop {
-            let Err(error) = self.stream_once(blob, &mut writer, &transfer).await? else { break };
-            let Some(pause) = retry.next(&error) else { return Err(self.pull_error(error)) };
+            let Err(error) = self.stream_once(blob, &mut writer, &transfer).await? else {
+                break;
+            };
+            let Some(pause) = retry.next(&error) else {
+                return Err(self.pull_error(error));
+            };
             let operation = format!("GET blob {} of {}", blob.digest, self.image());
             output.retrying(&operation, &handlers::message(&error), pause);
             tokio::time::sleep(pause).await;
-            writer.restart().await.map_err(|source| self.cache_error(source))?;
+            writer
+                .restart()
+                .await
+                .map_err(|source| self.cache_error(source))?;
             transfer.restart();
         }
-        writer.finish().await.map_err(|source| self.cache_error(source))?;
+        writer
+            .finish()
+            .await
+            .map_err(|source| self.cache_error(source))?;
         transfer.complete();
         Ok(())
     }
@@ -166,7 +224,10 @@ impl Pull<'_> {
             match body.next().await {
                 Ok(Some(bytes)) => {
                     let length = bytes.len() as u64;
-                    writer.write(bytes).await.map_err(|source| self.cache_error(source))?;
+                    writer
+                        .write(bytes)
+                        .await
+                        .map_err(|source| self.cache_error(source))?;
                     transfer.advance(length);
                 }
                 Ok(None) => return Ok(Ok(())),
@@ -176,12 +237,19 @@ impl Pull<'_> {
     }
 
     async fn cached_manifest(&self, reference: &Reference) -> Result<Option<RawManifest>> {
-        let manifest = self.run.cache.manifest(&self.cached.repository, reference).await;
+        let manifest = self
+            .run
+            .cache
+            .manifest(&self.cached.repository, reference)
+            .await;
         manifest.map_err(|source| self.cache_error(source))
     }
 
     async fn get_manifest(&self, reference: &Reference) -> Result<RawManifest> {
-        let manifest = self.client.get_manifest(&self.source.repository, reference).await;
+        let manifest = self
+            .client
+            .get_manifest(&self.source.repository, reference)
+            .await;
         manifest.map_err(|source| self.pull_error(source))
     }
 
@@ -191,10 +259,16 @@ impl Pull<'_> {
     }
 
     fn pull_error(&self, source: crate::registry::Error) -> Error {
-        Error::Pull { image: self.image(), source }
+        Error::Pull {
+            image: self.image(),
+            source,
+        }
     }
 
     fn cache_error(&self, source: crate::cache::Error) -> Error {
-        Error::Cache { image: self.cached.clone(), source }
+        Error::Cache {
+            image: self.cached.clone(),
+            source,
+        }
     }
 }

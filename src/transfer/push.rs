@@ -1,6 +1,8 @@
 //! From the cache to a registry: blobs first, then the manifests from the bottom up, the tag last, so that a registry never
 //! shows an image whose parts are missing (registry rule M7).
 
+use std::sync::Arc;
+
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
@@ -35,8 +37,16 @@ impl Push<'_> {
         if self.run.options.existing_blobs == ExistingBlobs::Upload {
             return Ok(false);
         }
-        let RegistryImage { registry: _, repository, reference } = &self.target;
-        let there = self.client.head_manifest(repository, reference).await.map_err(|source| self.push_error(source))?;
+        let RegistryImage {
+            registry: _,
+            repository,
+            reference,
+        } = &self.target;
+        let there = self
+            .client
+            .head_manifest(repository, reference)
+            .await
+            .map_err(|source| self.push_error(source))?;
         Ok(there.as_ref() == Some(digest))
     }
 
@@ -52,7 +62,8 @@ impl Push<'_> {
             .try_collect::<()>()
             .await?;
         for child in &tree.children {
-            self.send_manifest(&Reference::Digest(child.digest().clone()), child).await?;
+            self.send_manifest(&Reference::Digest(child.digest().clone()), child)
+                .await?;
         }
         self.send_manifest(&self.target.reference, &tree.root).await
     }
@@ -67,14 +78,29 @@ impl Push<'_> {
     }
 
     async fn send_manifest(&self, reference: &Reference, manifest: &RawManifest) -> Result<()> {
-        let sent = self.client.upload_manifest_with_token(&self.target.repository, reference, manifest, None).await;
+        let sent = self
+            .client
+            .upload_manifest_with_token(&self.target.repository, reference, manifest, None)
+            .await;
         sent.map_err(|source| self.push_error(source))
     }
 
     /// Sends one blob, unless this run or somebody before put it there.
     async fn send_blob(&self, blob: &Descriptor, question: Question) -> Result<()> {
-        let Run { cache, output, uploads, sent, slots, options, .. } = self.run;
-        let key = (self.target.registry.clone(), self.target.repository.clone(), blob.digest.clone());
+        let Run {
+            cache,
+            output,
+            uploads,
+            sent,
+            slots,
+            options,
+            ..
+        } = self.run;
+        let key = (
+            self.target.registry.clone(),
+            self.target.repository.clone(),
+            blob.digest.clone(),
+        );
         let _only_one = uploads.lock(&key).await;
         let asks = question == Question::First && options.existing_blobs == ExistingBlobs::Skip;
         if sent.lock().contains(&key) || (asks && self.has_blob(blob).await?) {
@@ -83,12 +109,18 @@ impl Push<'_> {
             return Ok(());
         }
         let _slot = slots.acquire().await;
-        let file = cache.open_blob(blob).await.map_err(|source| self.cache_error(source))?;
+        let file = cache
+            .open_blob(blob)
+            .await
+            .map_err(|source| self.cache_error(source))?;
         let file = file.ok_or_else(|| self.incomplete(&blob.digest))?;
-        let source = BlobSource::new(file, blob.size);
+        let source = BlobSource::new(Arc::new(file), blob.size);
         let transfer = output.transfer(Direction::Upload, &blob.digest, blob.size);
         let repository = &self.target.repository;
-        let upload = self.client.upload_blob_with_token(repository, blob, &source, &transfer, None).await;
+        let upload = self
+            .client
+            .upload_blob_with_token(repository, blob, &source, &transfer, None)
+            .await;
         upload.map_err(|source| self.push_error(source))?;
         transfer.complete();
         sent.lock().insert(key);
@@ -96,7 +128,10 @@ impl Push<'_> {
     }
 
     async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
-        self.client.has_blob(&self.target.repository, blob).await.map_err(|source| self.push_error(source))
+        self.client
+            .has_blob(&self.target.repository, blob)
+            .await
+            .map_err(|source| self.push_error(source))
     }
 
     /// The image's full name at its destination.
@@ -105,14 +140,23 @@ impl Push<'_> {
     }
 
     fn incomplete(&self, digest: &Digest) -> Error {
-        Error::CachedImageIncomplete { image: self.cached.clone(), digest: digest.clone() }
+        Error::CachedImageIncomplete {
+            image: self.cached.clone(),
+            digest: digest.clone(),
+        }
     }
 
     fn push_error(&self, source: crate::registry::Error) -> Error {
-        Error::Push { image: self.image(), source }
+        Error::Push {
+            image: self.image(),
+            source,
+        }
     }
 
     fn cache_error(&self, source: crate::cache::Error) -> Error {
-        Error::Cache { image: self.cached.clone(), source }
+        Error::Cache {
+            image: self.cached.clone(),
+            source,
+        }
     }
 }

@@ -21,13 +21,21 @@ pub struct Failure {
     pub message: String,
 }
 
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde asks for"
+)]
 fn class_name<S: Serializer>(class: &Class, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(class.into())
 }
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        Self { reason: error.reason(), class: error.class(), message: handlers::message(error) }
+        Self {
+            reason: error.reason(),
+            class: error.class(),
+            message: handlers::message(error),
+        }
     }
 }
 
@@ -99,7 +107,11 @@ impl ImageReport {
 
     /// Whether anything was copied.
     pub fn is_copied(&self) -> bool {
-        self.fetched == Outcome::Copied || self.destinations.iter().any(|destination| destination.outcome == Outcome::Copied)
+        self.fetched == Outcome::Copied
+            || self
+                .destinations
+                .iter()
+                .any(|destination| destination.outcome == Outcome::Copied)
     }
 }
 
@@ -113,24 +125,37 @@ pub struct RunReport {
 impl RunReport {
     /// Images that are where they should be and needed no copy.
     pub fn up_to_date(&self) -> usize {
-        self.images.iter().filter(|image| image.is_complete() && !image.is_copied()).count()
+        self.images
+            .iter()
+            .filter(|image| image.is_complete() && !image.is_copied())
+            .count()
     }
 
     /// Images that were copied to at least one place and failed nowhere.
     pub fn copied(&self) -> usize {
-        self.images.iter().filter(|image| image.is_complete() && image.is_copied()).count()
+        self.images
+            .iter()
+            .filter(|image| image.is_complete() && image.is_copied())
+            .count()
     }
 
     /// Images that failed somewhere.
     pub fn failed(&self) -> usize {
-        self.images.iter().filter(|image| !image.is_complete()).count()
+        self.images
+            .iter()
+            .filter(|image| !image.is_complete())
+            .count()
     }
 
     /// Every failure with the image it belongs to.
-    pub fn failures(&self) -> impl Iterator<Item = (&ImageReport, Option<&DestinationReport>, &Failure)> {
-        self.images
-            .iter()
-            .flat_map(|image| image.failures().map(move |(destination, failure)| (image, destination, failure)))
+    pub fn failures(
+        &self,
+    ) -> impl Iterator<Item = (&ImageReport, Option<&DestinationReport>, &Failure)> {
+        self.images.iter().flat_map(|image| {
+            image
+                .failures()
+                .map(move |(destination, failure)| (image, destination, failure))
+        })
     }
 }
 
@@ -139,36 +164,63 @@ mod tests {
     use super::*;
 
     fn failure(reason: &'static str) -> Failure {
-        Failure { reason, class: Class::Network, message: reason.to_owned() }
+        Failure {
+            reason,
+            class: Class::Network,
+            message: reason.to_owned(),
+        }
     }
 
     fn image(fetched: Outcome, outcomes: Vec<Outcome>) -> ImageReport {
         let destinations = outcomes
             .into_iter()
-            .map(|outcome| DestinationReport { name: "default".into(), target: "b/app:1".into(), outcome })
+            .map(|outcome| DestinationReport {
+                name: "default".into(),
+                target: "b/app:1".into(),
+                outcome,
+            })
             .collect();
-        ImageReport { source: "a/app:1".into(), digest: None, fetched, destinations }
+        ImageReport {
+            source: "a/app:1".into(),
+            digest: None,
+            fetched,
+            destinations,
+        }
     }
 
     #[test]
     fn each_image_is_counted_once() {
         let report = RunReport {
             images: vec![
-                image(Outcome::UpToDate, vec![Outcome::UpToDate, Outcome::UpToDate]),
+                image(
+                    Outcome::UpToDate,
+                    vec![Outcome::UpToDate, Outcome::UpToDate],
+                ),
                 image(Outcome::Copied, vec![Outcome::UpToDate, Outcome::Copied]),
-                image(Outcome::Copied, vec![Outcome::Copied, Outcome::Failed(failure("AccessDenied"))]),
+                image(
+                    Outcome::Copied,
+                    vec![Outcome::Copied, Outcome::Failed(failure("AccessDenied"))],
+                ),
                 image(Outcome::Copied, vec![]),
             ],
         };
-        assert_eq!((report.up_to_date(), report.copied(), report.failed()), (1, 2, 1));
+        assert_eq!(
+            (report.up_to_date(), report.copied(), report.failed()),
+            (1, 2, 1)
+        );
     }
 
     #[test]
     fn a_failed_fetch_is_told_once() {
         let outcome = || Outcome::Failed(failure("ManifestUnknown"));
         let other = Outcome::Failed(failure("AccessDenied"));
-        let report = RunReport { images: vec![image(outcome(), vec![outcome(), other])] };
-        let reasons: Vec<_> = report.failures().map(|(_, _, failure)| failure.reason).collect();
+        let report = RunReport {
+            images: vec![image(outcome(), vec![outcome(), other])],
+        };
+        let reasons: Vec<_> = report
+            .failures()
+            .map(|(_, _, failure)| failure.reason)
+            .collect();
         assert_eq!(reasons, ["ManifestUnknown", "AccessDenied"]);
     }
 }

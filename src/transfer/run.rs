@@ -14,8 +14,9 @@ use crate::{
 };
 
 use super::{
-    Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries, RegistryId, RegistryImage, Result, RunReport,
-    TransferOptions, keyed_lock::KeyedLock, pull::Pull, push::Push, tree::ImageTree,
+    Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries,
+    RegistryId, RegistryImage, Result, RunReport, TransferOptions, keyed_lock::KeyedLock,
+    pull::Pull, push::Push, tree::ImageTree,
 };
 
 /// Images a run works on at once. Blobs have their own limit; this one bounds manifests in memory and questions in flight.
@@ -44,7 +45,12 @@ pub struct Run {
 
 impl Run {
     /// A run over `cache` with the clients its jobs name.
-    pub fn new(cache: &Cache, registries: Registries, options: TransferOptions, output: OutputManager) -> Self {
+    pub fn new(
+        cache: &Cache,
+        registries: Registries,
+        options: TransferOptions,
+        output: OutputManager,
+    ) -> Self {
         Self {
             cache: cache.with_output(output.clone()),
             output,
@@ -63,12 +69,19 @@ impl Run {
             Ok(guard) => guard,
             Err(error) => return self.all_failed(jobs, error),
         };
-        let images = stream::iter(jobs).map(|job| self.image_report(job)).buffered(IMAGES_AT_ONCE).collect().await;
+        let images = stream::iter(jobs)
+            .map(|job| self.image_report(job))
+            .buffered(IMAGES_AT_ONCE)
+            .collect()
+            .await;
         RunReport { images }
     }
 
     /// Takes part in the use of the cache. Jobs that only push from it need nothing written: the cache may be read-only.
-    pub(super) async fn use_cache(&self, jobs: &[ImageJob]) -> Result<StoreGuard, crate::cache::Error> {
+    pub(super) async fn use_cache(
+        &self,
+        jobs: &[ImageJob],
+    ) -> Result<StoreGuard, crate::cache::Error> {
         if jobs.iter().any(|job| job.source.is_some()) {
             self.cache.use_shared().await
         } else {
@@ -78,9 +91,17 @@ impl Run {
 
     /// A cache that cannot be used fails every image in the same way.
     fn all_failed(&self, jobs: &[ImageJob], error: crate::cache::Error) -> RunReport {
-        let Some(first) = jobs.first() else { return RunReport::default() };
-        let failure = Failure::from(&Error::Cache { image: first.cached.clone(), source: error });
-        let images = jobs.iter().map(|job| self.report(job, None, Outcome::Failed(failure.clone()), Vec::new())).collect();
+        let Some(first) = jobs.first() else {
+            return RunReport::default();
+        };
+        let failure = Failure::from(&Error::Cache {
+            image: first.cached.clone(),
+            source: error,
+        });
+        let images = jobs
+            .iter()
+            .map(|job| self.report(job, None, Outcome::Failed(failure.clone()), Vec::new()))
+            .collect();
         RunReport { images }
     }
 
@@ -92,17 +113,26 @@ impl Run {
             Ok(false) => Outcome::UpToDate,
             Err(error) => Outcome::Failed(Failure::from(&error)),
         };
-        let outcomes = copied.destinations.into_iter().map(|outcome| match outcome {
-            Some(Ok(true)) => Some(Outcome::Copied),
-            Some(Ok(false)) => Some(Outcome::UpToDate),
-            Some(Err(error)) => Some(Outcome::Failed(Failure::from(&error))),
-            None => None,
-        });
+        let outcomes = copied
+            .destinations
+            .into_iter()
+            .map(|outcome| match outcome {
+                Some(Ok(true)) => Some(Outcome::Copied),
+                Some(Ok(false)) => Some(Outcome::UpToDate),
+                Some(Err(error)) => Some(Outcome::Failed(Failure::from(&error))),
+                None => None,
+            });
         self.report(job, copied.digest, fetched, outcomes.collect())
     }
 
     /// Puts names to outcomes. A destination without an outcome of its own shares the fate of the fetch.
-    fn report(&self, job: &ImageJob, digest: Option<Digest>, fetched: Outcome, outcomes: Vec<Option<Outcome>>) -> ImageReport {
+    fn report(
+        &self,
+        job: &ImageJob,
+        digest: Option<Digest>,
+        fetched: Outcome,
+        outcomes: Vec<Option<Outcome>>,
+    ) -> ImageReport {
         let outcomes = outcomes.into_iter().chain(std::iter::repeat(None));
         let destinations = job
             .destinations
@@ -114,8 +144,16 @@ impl Run {
                 outcome: outcome.unwrap_or_else(|| fetched.clone()),
             })
             .collect();
-        let source = job.source.as_ref().map_or_else(|| job.cached.to_string(), |source| self.source_name(source));
-        ImageReport { source, digest, fetched, destinations }
+        let source = job
+            .source
+            .as_ref()
+            .map_or_else(|| job.cached.to_string(), |source| self.source_name(source));
+        ImageReport {
+            source,
+            digest,
+            fetched,
+            destinations,
+        }
     }
 
     /// Copies one image, with typed errors. `Ok(true)` means that something moved.
@@ -131,10 +169,19 @@ impl Run {
             Ok(client) => client,
             Err(error) => return Copied::not_fetched(None, error),
         };
-        let pull = Pull { run: self, client, source, cached: &job.cached };
+        let pull = Pull {
+            run: self,
+            client,
+            source,
+            cached: &job.cached,
+        };
         if job.destinations.is_empty() {
-            return match pull.into_cache(None).await {
-                Ok((tree, moved)) => Copied { digest: Some(tree.root.digest().clone()), fetched: Ok(moved), destinations: vec![] },
+            return match pull.fetch(None).await {
+                Ok((tree, moved)) => Copied {
+                    digest: Some(tree.root.digest().clone()),
+                    fetched: Ok(moved),
+                    destinations: vec![],
+                },
                 Err(error) => Copied::not_fetched(None, error),
             };
         }
@@ -145,13 +192,20 @@ impl Run {
         let there = self.ask_destinations(job, &digest).await;
         if there.iter().all(|answer| !matches!(answer, Ok(false))) {
             // Nobody needs the bytes: they are there, or the destination cannot be asked.
-            return Copied { digest: Some(digest), fetched: Ok(false), destinations: settled(there) };
+            return Copied {
+                digest: Some(digest),
+                fetched: Ok(false),
+                destinations: settled(there),
+            };
         }
-        match pull.into_cache(Some(&digest)).await {
+        match pull.fetch(Some(&digest)).await {
             Ok((tree, moved)) => self.send_where_missing(job, there, tree, moved).await,
             Err(error) => {
                 let destinations = settled(there);
-                Copied { destinations, ..Copied::not_fetched(Some(digest), error) }
+                Copied {
+                    destinations,
+                    ..Copied::not_fetched(Some(digest), error)
+                }
             }
         }
     }
@@ -169,13 +223,21 @@ impl Run {
     async fn cached_tree(&self, image: &ImageName) -> Result<ImageTree> {
         let read = async |reference: Reference| {
             let manifest = self.cache.manifest(&image.repository, &reference).await;
-            manifest.map_err(|source| Error::Cache { image: image.clone(), source })
+            manifest.map_err(|source| Error::Cache {
+                image: image.clone(),
+                source,
+            })
         };
         let root = read(image.reference.clone()).await?;
-        let root = root.ok_or_else(|| Error::CachedImageUnknown { image: image.clone() })?;
+        let root = root.ok_or_else(|| Error::CachedImageUnknown {
+            image: image.clone(),
+        })?;
         ImageTree::collect(image, root, async |digest: Digest| {
             let child = read(Reference::Digest(digest.clone())).await?;
-            child.ok_or_else(|| Error::CachedImageIncomplete { image: image.clone(), digest })
+            child.ok_or_else(|| Error::CachedImageIncomplete {
+                image: image.clone(),
+                digest,
+            })
         })
         .await
     }
@@ -183,51 +245,92 @@ impl Run {
     /// Asks every destination whether it has the image already.
     async fn ask_destinations(&self, job: &ImageJob, digest: &Digest) -> Vec<Result<bool>> {
         join_all(job.destinations.iter().map(async |destination| {
-            self.push_to(job, destination, digest)?.is_up_to_date(digest).await
+            self.push_to(job, destination, digest)?
+                .is_up_to_date(digest)
+                .await
         }))
         .await
     }
 
     /// Sends a cached image to every destination that said it does not have it.
-    async fn send_where_missing(&self, job: &ImageJob, there: Vec<Result<bool>>, tree: ImageTree, moved: bool) -> Copied {
+    async fn send_where_missing(
+        &self,
+        job: &ImageJob,
+        there: Vec<Result<bool>>,
+        tree: ImageTree,
+        moved: bool,
+    ) -> Copied {
         let tree = &tree;
-        let destinations = join_all(job.destinations.iter().zip(there).map(async |(destination, there)| {
-            let push = self.push_to(job, destination, tree.root.digest())?;
-            if there? {
-                push.count_existing(tree);
-                return Ok(false);
-            }
-            push.push_from_cache(tree).await.map(|()| true)
-        }))
+        let destinations = join_all(job.destinations.iter().zip(there).map(
+            async |(destination, there)| {
+                let push = self.push_to(job, destination, tree.root.digest())?;
+                if there? {
+                    push.count_existing(tree);
+                    return Ok(false);
+                }
+                push.push_from_cache(tree).await.map(|()| true)
+            },
+        ))
         .await;
         let digest = Some(tree.root.digest().clone());
-        Copied { digest, fetched: Ok(moved), destinations: destinations.into_iter().map(Some).collect() }
+        Copied {
+            digest,
+            fetched: Ok(moved),
+            destinations: destinations.into_iter().map(Some).collect(),
+        }
     }
 
     /// One image on its way to one destination.
-    fn push_to<'a>(&'a self, job: &'a ImageJob, destination: &Destination, digest: &Digest) -> Result<Push<'a>> {
+    fn push_to<'a>(
+        &'a self,
+        job: &'a ImageJob,
+        destination: &Destination,
+        digest: &Digest,
+    ) -> Result<Push<'a>> {
         let client = self.client(&destination.registry)?;
-        let target = destination.image(digest).map_err(|source| Error::TargetInvalid {
-            destination: destination.name.clone(),
-            image: job.cached.clone(),
-            source,
-        })?;
-        Ok(Push { run: self, client, target, cached: &job.cached })
+        let target = destination
+            .image(digest)
+            .map_err(|source| Error::TargetInvalid {
+                destination: destination.name.clone(),
+                image: job.cached.clone(),
+                source,
+            })?;
+        Ok(Push {
+            run: self,
+            client,
+            target,
+            cached: &job.cached,
+        })
     }
 
     fn client(&self, id: &RegistryId) -> Result<&RegistryClient> {
-        self.registries.get(id).ok_or_else(|| Error::RegistryMissing { name: id.to_string() })
+        self.registries
+            .get(id)
+            .ok_or_else(|| Error::RegistryMissing {
+                name: id.to_string(),
+            })
     }
 
     fn source_name(&self, source: &RegistryImage) -> String {
         let client = self.registries.get(&source.registry);
-        client.map_or_else(|| format!("{}:{}", source.repository, source.reference), |client| full_name(client, source))
+        client.map_or_else(
+            || format!("{}:{}", source.repository, source.reference),
+            |client| full_name(client, source),
+        )
     }
 
     /// The full name at a destination; while the digest is unknown, a tag made of it stays a template.
     fn target_name(&self, destination: &Destination, digest: Option<&Digest>) -> String {
-        let Destination { name: _, registry, repository, reference } = destination;
-        let host = self.registries.get(registry).map_or_else(|| registry.to_string(), |client| client.endpoint().host().to_string());
+        let Destination {
+            name: _,
+            registry,
+            repository,
+            reference,
+        } = destination;
+        let host = self.registries.get(registry).map_or_else(
+            || registry.to_string(),
+            |client| client.endpoint().host().to_string(),
+        );
         match digest.and_then(|digest| reference.resolve(digest).ok()) {
             Some(reference) => format!("{host}/{repository}{}{reference}", separator(&reference)),
             None => format!("{host}/{repository}:{reference}"),
@@ -247,7 +350,11 @@ pub(super) struct Copied {
 
 impl Copied {
     const fn not_fetched(digest: Option<Digest>, error: Error) -> Self {
-        Self { digest, fetched: Err(error), destinations: Vec::new() }
+        Self {
+            digest,
+            fetched: Err(error),
+            destinations: Vec::new(),
+        }
     }
 }
 
@@ -264,8 +371,16 @@ fn settled(answers: Vec<Result<bool>>) -> Vec<Option<Result<bool>>> {
 
 /// `host/repository:tag` or `host/repository@digest`.
 pub(super) fn full_name(client: &RegistryClient, image: &RegistryImage) -> String {
-    let RegistryImage { registry: _, repository, reference } = image;
-    format!("{}/{repository}{}{reference}", client.endpoint().host(), separator(reference))
+    let RegistryImage {
+        registry: _,
+        repository,
+        reference,
+    } = image;
+    format!(
+        "{}/{repository}{}{reference}",
+        client.endpoint().host(),
+        separator(reference)
+    )
 }
 
 /// What stands between a repository and a reference.

@@ -29,12 +29,19 @@ pub(super) struct ImageTree {
 
 impl ImageTree {
     /// Gets everything below `root` with `get`, level by level.
-    pub(super) async fn collect<Get, Answer>(image: &ImageName, root: RawManifest, get: Get) -> Result<Self>
+    pub(super) async fn collect<Get, Answer>(
+        image: &ImageName,
+        root: RawManifest,
+        get: Get,
+    ) -> Result<Self>
     where
         Get: Fn(Digest) -> Answer,
         Answer: Future<Output = Result<RawManifest>>,
     {
-        let unreadable = |source| Error::Manifest { image: image.clone(), source };
+        let unreadable = |source| Error::Manifest {
+            image: image.clone(),
+            source,
+        };
         let mut seen: HashSet<Digest> = HashSet::from([root.digest().clone()]);
         let mut found: Vec<RawManifest> = Vec::new();
         let mut level = vec![root.clone()];
@@ -42,7 +49,11 @@ impl ImageTree {
             let mut wanted = Vec::new();
             for manifest in &level {
                 let children = children_of(manifest).map_err(unreadable)?;
-                wanted.extend(children.into_iter().filter(|child| seen.insert(child.digest.clone())));
+                wanted.extend(
+                    children
+                        .into_iter()
+                        .filter(|child| seen.insert(child.digest.clone())),
+                );
             }
             if wanted.is_empty() {
                 let children = bottom_up(found).map_err(unreadable)?;
@@ -55,7 +66,10 @@ impl ImageTree {
                 .await?;
             found.extend(level.iter().cloned());
         }
-        Err(Error::IndexTooDeep { image: image.clone(), limit: MAX_INDEX_DEPTH })
+        Err(Error::IndexTooDeep {
+            image: image.clone(),
+            limit: MAX_INDEX_DEPTH,
+        })
     }
 
     /// Collects the blobs of `root` and of the manifests below it.
@@ -63,14 +77,29 @@ impl ImageTree {
         let mut seen = HashSet::new();
         let (mut configs, mut layers) = (Vec::new(), Vec::new());
         for manifest in children.iter().chain([&root]) {
-            let Manifest::Image(image) = manifest.parse()? else { continue };
-            configs.extend(image.config.into_iter().filter(|config| seen.insert(config.digest.clone())));
-            let travelling = image.layers.into_iter().filter(|layer| !layer.stays_with_its_publisher());
+            let Manifest::Image(image) = manifest.parse()? else {
+                continue;
+            };
+            configs.extend(
+                image
+                    .config
+                    .into_iter()
+                    .filter(|config| seen.insert(config.digest.clone())),
+            );
+            let travelling = image
+                .layers
+                .into_iter()
+                .filter(|layer| !layer.stays_with_its_publisher());
             layers.extend(travelling.filter(|layer| seen.insert(layer.digest.clone())));
         }
         // The largest blob bounds the time of the whole: it starts first.
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-        Ok(Self { root, children, configs, layers })
+        Ok(Self {
+            root,
+            children,
+            configs,
+            layers,
+        })
     }
 
     /// Every blob of the image.
@@ -80,19 +109,27 @@ impl ImageTree {
 
     /// Number and bytes of the blobs.
     pub(super) fn size(&self) -> (u64, u64) {
-        self.blobs().fold((0, 0), |(count, bytes), blob| (count + 1, bytes.saturating_add(blob.size)))
+        self.blobs().fold((0, 0), |(count, bytes), blob| {
+            (count + 1, bytes.saturating_add(blob.size))
+        })
     }
 }
 
 /// Orders manifests so that each comes after everything it names. Digests make circles impossible.
 fn bottom_up(manifests: Vec<RawManifest>) -> crate::image::Result<Vec<RawManifest>> {
-    let mut waiting: HashSet<Digest> = manifests.iter().map(|manifest| manifest.digest().clone()).collect();
+    let mut waiting: HashSet<Digest> = manifests
+        .iter()
+        .map(|manifest| manifest.digest().clone())
+        .collect();
     let mut rest = manifests;
     let mut ordered = Vec::with_capacity(rest.len());
     while !rest.is_empty() {
         let mut next = Vec::new();
         for manifest in std::mem::take(&mut rest) {
-            if children_of(&manifest)?.iter().any(|child| waiting.contains(&child.digest)) {
+            if children_of(&manifest)?
+                .iter()
+                .any(|child| waiting.contains(&child.digest))
+            {
                 next.push(manifest);
             } else {
                 waiting.remove(manifest.digest());
@@ -109,9 +146,11 @@ fn children_of(manifest: &RawManifest) -> crate::image::Result<Vec<Descriptor>> 
     let mut seen: HashSet<Digest> = HashSet::new();
     Ok(match manifest.parse()? {
         Manifest::Image(_) => Vec::new(),
-        Manifest::Index(index) => {
-            index.manifests.into_iter().filter(|child| seen.insert(child.digest.clone())).collect()
-        }
+        Manifest::Index(index) => index
+            .manifests
+            .into_iter()
+            .filter(|child| seen.insert(child.digest.clone()))
+            .collect(),
     })
 }
 
@@ -143,7 +182,9 @@ mod tests {
         let image = "app:1".parse().unwrap();
         ImageTree::collect(&image, root.clone(), |digest| {
             let found = below.iter().find(|manifest| *manifest.digest() == digest);
-            std::future::ready(Ok((*found.expect("only known children are asked for")).clone()))
+            std::future::ready(Ok(
+                (*found.expect("only known children are asked for")).clone()
+            ))
         })
         .await
     }
@@ -162,8 +203,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_layer_that_two_platforms_share_is_moved_once_and_the_largest_goes_first() {
-        let (amd, arm) = (image("amd", &["shared", "a"]), image("arm", &["the largest of all", "shared"]));
-        let tree = collect(&index(&[&amd, &arm, &arm]), &[&amd, &arm]).await.unwrap();
+        let (amd, arm) = (
+            image("amd", &["shared", "a"]),
+            image("arm", &["the largest of all", "shared"]),
+        );
+        let tree = collect(&index(&[&amd, &arm, &arm]), &[&amd, &arm])
+            .await
+            .unwrap();
         let sizes: Vec<_> = tree.layers.iter().map(|layer| layer.size).collect();
         assert_eq!(sizes, [18, 6, 1]);
         assert_eq!((tree.children.len(), tree.configs.len()), (2, 2));
@@ -175,7 +221,9 @@ mod tests {
         let leaf = image("leaf", &["layer"]);
         let inner = index(&[&leaf]);
         let middle = index(&[&inner, &leaf]);
-        let tree = collect(&index(&[&leaf, &middle, &inner]), &[&leaf, &inner, &middle]).await.unwrap();
+        let tree = collect(&index(&[&leaf, &middle, &inner]), &[&leaf, &inner, &middle])
+            .await
+            .unwrap();
         assert_eq!(tree.children, [leaf, inner, middle]);
     }
 
@@ -187,12 +235,18 @@ mod tests {
         }
         let root = chain.pop().unwrap();
         let below: Vec<_> = chain.iter().collect();
-        assert!(matches!(collect(&root, &below).await, Err(Error::IndexTooDeep { .. })));
+        assert!(matches!(
+            collect(&root, &below).await,
+            Err(Error::IndexTooDeep { .. })
+        ));
     }
 
     #[test]
     fn a_layer_that_only_its_publisher_may_serve_stays_there() {
-        let mut foreign = blob("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "windows");
+        let mut foreign = blob(
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "windows",
+        );
         foreign["urls"] = json!(["https://publisher.example/layer"]);
         let manifest = raw(&json!({
             "schemaVersion": 2,

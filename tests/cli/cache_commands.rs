@@ -9,13 +9,23 @@ fn with_two_images() -> Result<(Sandbox, Registry)> {
     for (tag, layers) in [("1", &[40_000, 50_000][..]), ("2", &[40_000, 60_000])] {
         let image = Image::builder().seed(7).layer_sizes(layers).build()?;
         image.push(registry.access(), &format!("team/app:{tag}"))?;
-        sandbox.run(&["pull", "-r", "team/app", "-t", tag, "--registry", registry.address()])?.expect_code(0)?;
+        sandbox
+            .run(&[
+                "pull",
+                "-r",
+                "team/app",
+                "-t",
+                tag,
+                "--registry",
+                registry.address(),
+            ])?
+            .expect_code(0)?;
     }
     Ok((sandbox, registry))
 }
 
 fn blobs(sandbox: &Sandbox) -> usize {
-    std::fs::read_dir(sandbox.path().join(".cache/blobs/sha256")).map(Iterator::count).unwrap_or(0)
+    std::fs::read_dir(sandbox.path().join(".cache/blobs/sha256")).map_or(0, Iterator::count)
 }
 
 #[test]
@@ -25,7 +35,12 @@ fn list_shows_name_digest_platform_and_origin() -> Result<()> {
     let lines: Vec<_> = listed.stdout.lines().collect();
     assert_eq!(lines.len(), 3, "{}", listed.stdout);
     let digest = skopeo::digest(registry.access(), "team/app:1")?;
-    for part in ["team/app:1", &digest[..19], "linux/amd64", registry.address()] {
+    for part in [
+        "team/app:1",
+        &digest[..19],
+        "linux/amd64",
+        registry.address(),
+    ] {
         assert!(lines[1].contains(part), "{part} is not in {}", lines[1]);
     }
     Ok(())
@@ -44,24 +59,66 @@ fn an_empty_or_missing_cache_is_listed_and_not_created() -> Result<()> {
 fn clean_of_one_tag_keeps_what_the_other_needs() -> Result<()> {
     let (sandbox, registry) = with_two_images()?;
     assert_eq!(blobs(&sandbox), 5);
-    let dry = sandbox.run(&["clean", "-r", "team/app", "-t", "1", "--dry-run"])?.expect_code(0)?;
-    assert!(dry.stdout.contains("would remove 1 images, 2 blobs"), "{}", dry.stdout);
+    let dry = sandbox
+        .run(&["clean", "-r", "team/app", "-t", "1", "--dry-run"])?
+        .expect_code(0)?;
+    assert!(
+        dry.stdout.contains("would remove 1 images, 2 blobs"),
+        "{}",
+        dry.stdout
+    );
     assert_eq!(blobs(&sandbox), 5);
-    sandbox.run(&["clean", "-r", "team/app", "-t", "1"])?.expect_code(0)?;
+    sandbox
+        .run(&["clean", "-r", "team/app", "-t", "1"])?
+        .expect_code(0)?;
     assert_eq!(blobs(&sandbox), 3);
-    sandbox.run(&["push", "-s", "team/app:2", "-r", "left", "-t", "2", "--registry", registry.address()])?.expect_code(0)?;
-    let gone = sandbox.run(&["push", "-s", "team/app:1", "-r", "left", "-t", "1", "--registry", registry.address()])?.expect_code(1)?;
-    assert!(gone.stderr.contains("team/app:1 is not in the cache"), "{}", gone.stderr);
+    sandbox
+        .run(&[
+            "push",
+            "-s",
+            "team/app:2",
+            "-r",
+            "left",
+            "-t",
+            "2",
+            "--registry",
+            registry.address(),
+        ])?
+        .expect_code(0)?;
+    let gone = sandbox
+        .run(&[
+            "push",
+            "-s",
+            "team/app:1",
+            "-r",
+            "left",
+            "-t",
+            "1",
+            "--registry",
+            registry.address(),
+        ])?
+        .expect_code(1)?;
+    assert!(
+        gone.stderr.contains("team/app:1 is not in the cache"),
+        "{}",
+        gone.stderr
+    );
     Ok(())
 }
 
 #[test]
 fn clean_keeps_what_is_young_enough_and_removes_all_otherwise() -> Result<()> {
     let (sandbox, _registry) = with_two_images()?;
-    sandbox.run(&["clean", "--keep-within", "1h"])?.expect_code(0)?;
+    sandbox
+        .run(&["clean", "--keep-within", "1h"])?
+        .expect_code(0)?;
     assert_eq!(blobs(&sandbox), 5);
     let cleaned = sandbox.run(&["clean"])?.expect_code(0)?;
-    assert!(cleaned.stdout.contains("removed 2 images, 5 blobs"), "{}", cleaned.stdout);
+    assert!(
+        cleaned.stdout.contains("removed 2 images, 5 blobs"),
+        "{}",
+        cleaned.stdout
+    );
     assert_eq!(blobs(&sandbox), 0);
     Ok(())
 }
@@ -69,7 +126,12 @@ fn clean_keeps_what_is_young_enough_and_removes_all_otherwise() -> Result<()> {
 #[test]
 fn an_index_that_was_lost_or_torn_is_built_again() -> Result<()> {
     let (sandbox, _registry) = with_two_images()?;
-    let before = sandbox.run(&["list"])?.expect_code(0)?.stdout.lines().count();
+    let before = sandbox
+        .run(&["list"])?
+        .expect_code(0)?
+        .stdout
+        .lines()
+        .count();
     for content in [None, Some("{\"team/app/1\": {\"repo")] {
         let file = sandbox.path().join(".cache/index.json");
         match content {

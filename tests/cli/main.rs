@@ -1,5 +1,13 @@
 //! The command line as a user meets it: the real binary against real registries.
-#![expect(clippy::disallowed_methods, reason = "tests write plain files and wait")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests write plain files and wait"
+)]
+#![expect(
+    clippy::unwrap_in_result,
+    clippy::unwrap_used,
+    reason = "a test may end by panic as well as by error"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -21,12 +21,36 @@ fn with_cached_image(layers: usize) -> Result<(Sandbox, Image)> {
     let image = Image::builder().layers(layers, 100_000).build()?;
     image.push(source.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
-    sandbox.run(&["pull", "-r", "team/app", "-t", "1.0", "--registry", source.address()])?.expect_code(0)?;
+    sandbox
+        .run(&[
+            "pull",
+            "-r",
+            "team/app",
+            "-t",
+            "1.0",
+            "--registry",
+            source.address(),
+        ])?
+        .expect_code(0)?;
     Ok((sandbox, image))
 }
 
 fn push<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    [&["push", "-s", "team/app:1.0", "-r", "team/app", "-t", "1.0", "--registry", to], more].concat()
+    [
+        &[
+            "push",
+            "-s",
+            "team/app:1.0",
+            "-r",
+            "team/app",
+            "-t",
+            "1.0",
+            "--registry",
+            to,
+        ],
+        more,
+    ]
+    .concat()
 }
 
 #[test]
@@ -34,10 +58,19 @@ fn a_broken_registry_is_asked_once_more_than_there_are_retries() -> Result<()> {
     let (sandbox, _image) = with_cached_image(1)?;
     for (retries, requests) in [("0", 1), ("2", 3)] {
         let registry = Registry::open()?;
-        let gateway = Gateway::before(&registry).rule(Rule::on(&Method::PUT, "/manifests/", Action::status(500))).start()?;
+        let gateway = Gateway::before(&registry)
+            .rule(Rule::on(&Method::PUT, "/manifests/", Action::status(500)))
+            .start()?;
         let address = gateway.address();
-        let failed = sandbox.run(&push(&address, &["--retry-attempts", retries]))?.expect_code(1)?;
-        assert_eq!(gateway.count(&Method::PUT, "/manifests/"), requests, "{}", failed.stderr);
+        let failed = sandbox
+            .run(&push(&address, &["--retry-attempts", retries]))?
+            .expect_code(1)?;
+        assert_eq!(
+            gateway.count(&Method::PUT, "/manifests/"),
+            requests,
+            "{}",
+            failed.stderr
+        );
         assert!(failed.stderr.contains("500"), "{}", failed.stderr);
     }
     Ok(())
@@ -52,8 +85,15 @@ fn a_registry_that_recovers_within_the_retries_gets_the_image() -> Result<()> {
         .rule(Rule::on(&Method::PUT, UPLOADS, Action::HangUp).times(1))
         .rule(Rule::on(&Method::PUT, "/manifests/", Action::too_many_requests(1)).times(1))
         .start()?;
-    let done = sandbox.run(&push(&gateway.address(), &[]))?.expect_code(0)?;
-    assert_eq!(skopeo::digest(registry.access(), "team/app:1.0")?, image.digest, "{}", done.stderr);
+    let done = sandbox
+        .run(&push(&gateway.address(), &[]))?
+        .expect_code(0)?;
+    assert_eq!(
+        skopeo::digest(registry.access(), "team/app:1.0")?,
+        image.digest,
+        "{}",
+        done.stderr
+    );
     assert!(done.stderr.contains("retrying"), "{}", done.stderr);
     Ok(())
 }
@@ -63,12 +103,21 @@ fn as_many_blobs_travel_at_once_as_max_concurrent_says() -> Result<()> {
     let (sandbox, _image) = with_cached_image(6)?;
     for (option, expected) in [(None, 1), (Some("3"), 3)] {
         let registry = Registry::open()?;
-        let slow = Rule::on(&Method::PUT, UPLOADS, Action::Delay(Duration::from_millis(300)));
+        let slow = Rule::on(
+            &Method::PUT,
+            UPLOADS,
+            Action::Delay(Duration::from_millis(300)),
+        );
         let gateway = Gateway::before(&registry).rule(slow).start()?;
         let address = gateway.address();
-        let more: Vec<&str> = option.iter().flat_map(|number| ["--max-concurrent", *number]).collect();
+        let more: Vec<&str> = option
+            .iter()
+            .flat_map(|number| ["--max-concurrent", *number])
+            .collect();
         sandbox.run(&push(&address, &more))?.expect_code(0)?;
-        let overlap = gateway.max_overlap(|exchange| exchange.method == Method::PUT && exchange.path.contains(UPLOADS));
+        let overlap = gateway.max_overlap(|exchange| {
+            exchange.method == Method::PUT && exchange.path.contains(UPLOADS)
+        });
         assert_eq!(overlap, expected, "{option:?}");
     }
     Ok(())
@@ -84,21 +133,56 @@ fn blobs_the_registry_has_are_skipped_unless_the_upload_is_forced() -> Result<()
     assert_eq!(gateway.count(&Method::POST, UPLOADS), 4);
 
     gateway.forget();
-    let skipped = sandbox.run(&push(&address, &["--skip-existing"]))?.expect_code(0)?;
-    assert_eq!((gateway.count(&Method::POST, UPLOADS), gateway.count(&Method::PUT, "/manifests/")), (0, 0));
+    let skipped = sandbox
+        .run(&push(&address, &["--skip-existing"]))?
+        .expect_code(0)?;
+    assert_eq!(
+        (
+            gateway.count(&Method::POST, UPLOADS),
+            gateway.count(&Method::PUT, "/manifests/")
+        ),
+        (0, 0)
+    );
     assert!(skipped.stderr.contains("skipped"), "{}", skipped.stderr);
     assert!(skipped.stdout.contains("existing 4"), "{}", skipped.stdout);
 
     // Another tag needs the manifest, but no layer.
     gateway.forget();
-    let renamed = ["push", "-s", "team/app:1.0", "-r", "team/app", "-t", "2.0", "--registry", &address];
+    let renamed = [
+        "push",
+        "-s",
+        "team/app:1.0",
+        "-r",
+        "team/app",
+        "-t",
+        "2.0",
+        "--registry",
+        &address,
+    ];
     sandbox.run(&renamed)?.expect_code(0)?;
-    assert_eq!((gateway.count(&Method::HEAD, "/blobs/"), gateway.count(&Method::PUT, "/manifests/")), (3, 1));
-    assert!(gateway.count(&Method::POST, UPLOADS) <= 1, "only the small configuration goes without a question");
+    assert_eq!(
+        (
+            gateway.count(&Method::HEAD, "/blobs/"),
+            gateway.count(&Method::PUT, "/manifests/")
+        ),
+        (3, 1)
+    );
+    assert!(
+        gateway.count(&Method::POST, UPLOADS) <= 1,
+        "only the small configuration goes without a question"
+    );
 
     gateway.forget();
-    sandbox.run(&push(&address, &["--force-upload"]))?.expect_code(0)?;
-    assert_eq!((gateway.count(&Method::POST, UPLOADS), gateway.count(&Method::PUT, "/manifests/")), (4, 1));
+    sandbox
+        .run(&push(&address, &["--force-upload"]))?
+        .expect_code(0)?;
+    assert_eq!(
+        (
+            gateway.count(&Method::POST, UPLOADS),
+            gateway.count(&Method::PUT, "/manifests/")
+        ),
+        (4, 1)
+    );
     assert_eq!(gateway.count(&Method::HEAD, "/blobs/"), 0);
     Ok(())
 }
@@ -108,7 +192,9 @@ fn a_cold_image_of_three_layers_costs_thirteen_requests() -> Result<()> {
     let (sandbox, _image) = with_cached_image(3)?;
     let registry = Registry::open()?;
     let gateway = Gateway::before(&registry).start()?;
-    sandbox.run(&push(&gateway.address(), &[]))?.expect_code(0)?;
+    sandbox
+        .run(&push(&gateway.address(), &[]))?
+        .expect_code(0)?;
     assert_eq!(gateway.exchanges().len(), 13);
     Ok(())
 }
@@ -141,7 +227,13 @@ fn variables_stand_in_for_options() -> Result<()> {
         .variable("IMAGE_PUSHER_FORCE_UPLOAD", "true")
         .variable("IMAGE_PUSHER_VERBOSE", "1");
     sandbox.run(&["push"])?.expect_code(0)?;
-    assert_eq!(skopeo::digest(registry.access(), "by/variable:1")?, image.digest);
-    sandbox.variable("IMAGE_PUSHER_SKIP_EXISTING", "true").run(&["push"])?.expect_code(2)?;
+    assert_eq!(
+        skopeo::digest(registry.access(), "by/variable:1")?,
+        image.digest
+    );
+    sandbox
+        .variable("IMAGE_PUSHER_SKIP_EXISTING", "true")
+        .run(&["push"])?
+        .expect_code(2)?;
     Ok(())
 }

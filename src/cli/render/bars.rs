@@ -17,16 +17,17 @@ const REDRAWS_PER_SECOND: u8 = 10;
 pub(super) struct Bars {
     verbosity: Verbosity,
     area: MultiProgress,
-    bars: Mutex<HashMap<u64, ProgressBar>>,
-    style: ProgressStyle,
+    running: Mutex<HashMap<u64, ProgressBar>>,
 }
 
 impl Bars {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        let template = "{prefix} {bar:30} {binary_bytes:>10}/{binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let area = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND));
-        Self { verbosity, area, bars: Mutex::default(), style }
+        let target = ProgressDrawTarget::stderr_with_hz(REDRAWS_PER_SECOND);
+        Self {
+            verbosity,
+            area: MultiProgress::with_draw_target(target),
+            running: Mutex::default(),
+        }
     }
 
     fn say(&self, text: &str) {
@@ -35,39 +36,58 @@ impl Bars {
     }
 }
 
+/// What was done, of how much, how fast, and how long it will take.
+fn style() -> ProgressStyle {
+    const TEMPLATE: &str = "{prefix} {bar:30} {binary_bytes:>10}/{binary_total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4}";
+    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 impl Renderer for Bars {
     fn handle(&self, event: &Event<'_>) {
         match *event {
             Event::Message { level, text } if is_shown(level, self.verbosity) => {
-                self.say(&if level == Level::Warning { format!("warning: {text}") } else { text.to_owned() });
+                self.say(&if level == Level::Warning {
+                    format!("warning: {text}")
+                } else {
+                    text.to_owned()
+                });
             }
-            Event::Started { id, direction, digest, bytes } => {
+            Event::Started {
+                id,
+                direction,
+                digest,
+                bytes,
+            } => {
                 let verb = match direction {
                     Direction::Download => "pulling",
                     Direction::Upload => "pushing",
                 };
                 let bar = self.area.add(ProgressBar::new(bytes));
-                bar.set_style(self.style.clone());
+                bar.set_style(style());
                 bar.set_prefix(format!("{verb} {}", &digest.hex()[..12]));
-                self.bars.lock().insert(id, bar);
+                self.running.lock().insert(id, bar);
             }
             Event::Advanced { id, bytes } => {
-                if let Some(bar) = self.bars.lock().get(&id) {
+                if let Some(bar) = self.running.lock().get(&id) {
                     bar.inc(bytes);
                 }
             }
             Event::Restarted { id, .. } => {
-                if let Some(bar) = self.bars.lock().get(&id) {
+                if let Some(bar) = self.running.lock().get(&id) {
                     bar.reset();
                 }
             }
             Event::Ended { id, .. } => {
-                if let Some(bar) = self.bars.lock().remove(&id) {
+                if let Some(bar) = self.running.lock().remove(&id) {
                     bar.finish_and_clear();
                     self.area.remove(&bar);
                 }
             }
-            Event::Retrying { operation, cause, pause } => self.say(&retry_text(operation, cause, pause)),
+            Event::Retrying {
+                operation,
+                cause,
+                pause,
+            } => self.say(&retry_text(operation, cause, pause)),
             Event::Message { .. } | Event::Planned { .. } | Event::Skipped { .. } => {}
         }
     }

@@ -28,7 +28,13 @@ struct State {
 
 impl JsonLines {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, state: Mutex::new(State { progress: Progress::default(), last: Instant::now() }) }
+        Self {
+            verbosity,
+            state: Mutex::new(State {
+                progress: Progress::default(),
+                last: Instant::now(),
+            }),
+        }
     }
 }
 
@@ -43,7 +49,11 @@ impl Renderer for JsonLines {
                 };
                 Some(line("message", &json!({ "level": level, "text": text })))
             }
-            Event::Retrying { operation, cause, pause } if self.verbosity > Verbosity::Quiet => Some(line(
+            Event::Retrying {
+                operation,
+                cause,
+                pause,
+            } if self.verbosity > Verbosity::Quiet => Some(line(
                 "retry",
                 &json!({ "operation": operation, "cause": cause, "pauseSeconds": pause.as_secs_f64() }),
             )),
@@ -83,9 +93,13 @@ pub(super) fn line(event: &str, value: &impl Serialize) -> String {
     let fields = match serde_json::to_value(value) {
         Ok(Value::Object(fields)) => fields,
         Ok(other) => serde_json::Map::from_iter([("value".to_owned(), other)]),
-        Err(error) => serde_json::Map::from_iter([("unreadable".to_owned(), Value::String(error.to_string()))]),
+        Err(error) => serde_json::Map::from_iter([(
+            "unreadable".to_owned(),
+            Value::String(error.to_string()),
+        )]),
     };
-    let mut object = serde_json::Map::from_iter([("event".to_owned(), Value::String(event.to_owned()))]);
+    let mut object =
+        serde_json::Map::from_iter([("event".to_owned(), Value::String(event.to_owned()))]);
     object.extend(fields);
     Value::Object(object).to_string()
 }
@@ -96,7 +110,13 @@ mod tests {
 
     #[test]
     fn every_line_is_an_object_that_names_its_event() {
-        assert_eq!(line("result", &json!({ "digest": "x" })), r#"{"digest":"x","event":"result"}"#);
-        assert_eq!(line("result", &json!(["a"])), r#"{"event":"result","value":["a"]}"#);
+        assert_eq!(
+            line("result", &json!({ "digest": "x" })),
+            r#"{"digest":"x","event":"result"}"#
+        );
+        assert_eq!(
+            line("result", &json!(["a"])),
+            r#"{"event":"result","value":["a"]}"#
+        );
     }
 }

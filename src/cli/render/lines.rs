@@ -26,19 +26,32 @@ struct State {
 
 impl Lines {
     pub(super) fn new(verbosity: Verbosity) -> Self {
-        Self { verbosity, state: Mutex::new(State { progress: Progress::default(), last: Instant::now() }) }
+        Self {
+            verbosity,
+            state: Mutex::new(State {
+                progress: Progress::default(),
+                last: Instant::now(),
+            }),
+        }
     }
 }
 
 impl Renderer for Lines {
-    #[expect(clippy::print_stderr, reason = "progress goes to standard error, and to no log")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "progress goes to standard error, and to no log"
+    )]
     fn handle(&self, event: &Event<'_>) {
         match *event {
             Event::Message { level, text } if is_shown(level, self.verbosity) => match level {
                 Level::Warning => eprintln!("warning: {text}"),
                 Level::Info | Level::Detail => eprintln!("{text}"),
             },
-            Event::Retrying { operation, cause, pause } => eprintln!("{}", retry_text(operation, cause, pause)),
+            Event::Retrying {
+                operation,
+                cause,
+                pause,
+            } => eprintln!("{}", retry_text(operation, cause, pause)),
             _ => {}
         }
         let mut state = self.state.lock();
@@ -60,5 +73,8 @@ impl Renderer for Lines {
 
 /// The line that tells of a retry.
 pub(super) fn retry_text(operation: &str, cause: &str, pause: Duration) -> String {
-    format!("retrying {operation} in {:.1} s: {cause}", pause.as_secs_f64())
+    format!(
+        "retrying {operation} in {:.1} s: {cause}",
+        pause.as_secs_f64()
+    )
 }

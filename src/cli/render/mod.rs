@@ -15,6 +15,7 @@ use crate::{
 
 use super::{
     Error, Result,
+    hint::hint,
     options::{GlobalOptions, OutputFormat, Verbosity},
 };
 
@@ -33,10 +34,16 @@ impl Screen {
         let output = match options.output {
             OutputFormat::Json => OutputManager::new(json::JsonLines::new(verbosity)),
             OutputFormat::Text if verbosity == Verbosity::Quiet => OutputManager::new(Silent),
-            OutputFormat::Text if io::stderr().is_terminal() => OutputManager::new(bars::Bars::new(verbosity)),
+            OutputFormat::Text if io::stderr().is_terminal() => {
+                OutputManager::new(bars::Bars::new(verbosity))
+            }
             OutputFormat::Text => OutputManager::new(lines::Lines::new(verbosity)),
         };
-        Self { format: options.output, verbosity, output }
+        Self {
+            format: options.output,
+            verbosity,
+            output,
+        }
     }
 
     /// The handle that the work speaks to.
@@ -70,17 +77,26 @@ impl Screen {
         self.result(&format!("{text}\n{totals}"), &value)
     }
 
-    /// Shows why a command failed.
-    #[expect(clippy::print_stderr, reason = "the one place where a command says why it failed")]
+    /// Shows why a command failed, and the option that may mend it.
+    #[expect(
+        clippy::print_stderr,
+        reason = "the one place where a command says why it failed"
+    )]
     pub(super) fn error(&self, error: &Error) {
         let message = handlers::message(error);
+        let hint = hint(error.reason());
         if self.format == OutputFormat::Json {
             let class: &str = error.class().into();
-            let value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message });
+            let value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message, "hint": hint });
             // The exit code still tells when standard output is gone.
             drop(print_line(&json::line("error", &value)));
         }
         eprintln!("error: {message}");
+        if let Some(hint) = hint
+            && self.verbosity > Verbosity::Quiet
+        {
+            eprintln!("hint: {hint}");
+        }
     }
 }
 

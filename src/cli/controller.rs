@@ -1,0 +1,52 @@
+//! `controller`: the operator.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+
+use crate::controller::{self, ControllerOptions};
+
+use super::Result;
+
+/// Run the operator: watch ImageMirror resources and carry them out
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  docker-image-pusher controller --cache-dir /var/cache/images
+  docker-image-pusher controller --cache-dir ./cache --watch-namespace team-a --watch-namespace team-b
+  docker-image-pusher controller --cache-dir ./cache --metrics-addr 127.0.0.1:9090 --log-format json
+
+It connects as KUBECONFIG or ~/.kube/config say, inside a pod as its ServiceAccount.")]
+pub(super) struct Controller {
+    /// Folder of the cache; each namespace has its own below it
+    #[arg(long, env = "IMAGE_PUSHER_CACHE_DIR", default_value = ".cache", value_name = "DIR")]
+    cache_dir: PathBuf,
+    /// Mirrors that are copied at once
+    #[arg(long, env = "IMAGE_PUSHER_CONCURRENCY", default_value_t = 4, value_name = "NUMBER",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: u16,
+    /// Address of the admin port: /livez, /readyz, /metrics
+    #[arg(long, env = "IMAGE_PUSHER_METRICS_ADDR", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    metrics_addr: SocketAddr,
+    /// Watch only this namespace; may be given several times
+    #[arg(long, env = "IMAGE_PUSHER_WATCH_NAMESPACE", value_name = "NAMESPACE", value_delimiter = ',')]
+    watch_namespace: Vec<String>,
+    /// Percent by which intervals differ at random, so that mirrors do not all begin at once
+    #[arg(long, env = "IMAGE_PUSHER_INTERVAL_JITTER_PERCENTAGE", default_value_t = 5, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u8).range(0..=99))]
+    interval_jitter_percentage: u8,
+}
+
+impl Controller {
+    pub(super) async fn run(self) -> Result<()> {
+        let options = ControllerOptions {
+            cache_dir: self.cache_dir,
+            concurrency: self.concurrency.into(),
+            metrics_addr: self.metrics_addr,
+            watch_namespaces: self.watch_namespace,
+            interval_jitter_percentage: self.interval_jitter_percentage,
+            // Set by the downward API in a pod; it tells in events which replica spoke.
+            instance: std::env::var("POD_NAME").ok(),
+        };
+        Ok(controller::run(options).await?)
+    }
+}

@@ -1,0 +1,626 @@
+//! Who we are to a registry, and what a 401 makes of it.
+//!
+//! Nothing is sent before it is asked for (registry rule A1): the first request of a host goes out bare, its 401 names the
+//! way, and from then on the way is known. Credentials go to the registry itself and to the token service it names, and the
+//! latter only after [`check_realm`] has looked at it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderValue, header::AUTHORIZATION};
+use reqwest::Client;
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use crate::image::Digest;
+
+use super::{
+    address,
+    challenge::Challenge,
+    error::{Error, Operation, Result},
+    token::{self, IDENTITY_USER, Token, TokenCache, TokenKey},
+    wire,
+};
+
+/// A token younger than this is not the reason of a 403: fetching another would give the same (registry rule R17).
+const OLD_TOKEN: Duration = Duration::from_mins(1);
+
+/// A token that is "not yet valid" becomes so when the registry's clock has caught up (A15; hub-feedback#647).
+const CLOCK_PAUSE: Duration = Duration::from_secs(1);
+
+/// The user under which Azure's registry takes an identity token (A19; `rules_oci#600`).
+pub(super) const AZURE_USER: &str = "00000000-0000-0000-0000-000000000000";
+
+/// Who we are to a registry.
+#[derive(Debug, Clone, Default)]
+pub enum Credential {
+    /// Nobody.
+    #[default]
+    Anonymous,
+    /// A user with a password or an access token in its place.
+    Basic {
+        /// The user's name.
+        username: String,
+        /// The password.
+        password: SecretString,
+    },
+    /// A token to get other tokens with, as `docker login` stores it for some registries.
+    IdentityToken(SecretString),
+    /// A token to be sent as it is.
+    RegistryToken(SecretString),
+}
+
+impl Credential {
+    /// What a user name with a password is; some names say that the password is an identity token.
+    pub fn from_login(username: String, password: SecretString) -> Self {
+        if username == IDENTITY_USER || username == AZURE_USER {
+            Self::IdentityToken(password)
+        } else {
+            Self::Basic { username, password }
+        }
+    }
+
+    /// Whether this is nobody.
+    pub const fn is_anonymous(&self) -> bool {
+        matches!(self, Self::Anonymous)
+    }
+}
+
+/// What a request is for, in the terms of token services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Pull,
+    Push,
+}
+
+/// What a request needs: a repository and what is done with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Scope {
+    /// The name as the registry knows it.
+    pub(super) repository: String,
+    pub(super) access: Access,
+}
+
+/// The `Authorization` of one request and where it came from.
+pub(super) struct Authorization {
+    header: Option<HeaderValue>,
+    kind: Kind,
+}
+
+enum Kind {
+    Nothing,
+    /// Nothing, because what was to be sent could not be had.
+    Failed {
+        key: Option<TokenKey>,
+        error: Error,
+    },
+    Seed,
+    RegistryToken,
+    Basic,
+    Token {
+        key: TokenKey,
+        token: Token,
+        /// Fetched for this very request: another one would be no better.
+        is_new: bool,
+        /// Was given time to become valid already.
+        has_waited: bool,
+    },
+}
+
+impl Authorization {
+    pub(super) const fn header(&self) -> Option<&HeaderValue> {
+        self.header.as_ref()
+    }
+
+    const fn nothing() -> Self {
+        Self {
+            header: None,
+            kind: Kind::Nothing,
+        }
+    }
+}
+
+/// The login at one registry. Clones share tokens and what is known; a seed belongs to the clone it was given to.
+#[derive(Clone)]
+pub(super) struct Auth {
+    seed: Option<SecretString>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Client,
+    /// The root of the API: whose realm is allowed depends on it.
+    base: Url,
+    credential: Credential,
+    tokens: TokenCache,
+    known: Mutex<Known>,
+}
+
+/// What the registry has told so far.
+#[derive(Default)]
+struct Known {
+    /// The first challenge of the host, without scopes: mostly that of all its repositories, which saves them a 401 each.
+    host: Option<Challenge>,
+    /// Repositories whose challenge is another.
+    repositories: HashMap<String, Challenge>,
+    /// Repositories that were pushed to: one token for both directions saves a request for a token.
+    pushed: HashSet<String>,
+    /// Hashes of seeds that the registry did not want.
+    refused_seeds: HashSet<Digest>,
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Auth")
+            .field("credential", &self.shared.credential)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Auth {
+    pub(super) fn new(client: Client, base: Url, credential: Credential) -> Self {
+        let shared = Shared {
+            client,
+            base,
+            credential,
+            tokens: TokenCache::default(),
+            known: Mutex::default(),
+        };
+        Self {
+            seed: None,
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The same login, with a token to begin with.
+    pub(super) fn with_seed(&self, token: &str) -> Self {
+        Self {
+            seed: Some(token.to_owned().into()),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Whether the registry has no means to know us.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.shared.credential.is_anonymous() && self.seed.is_none()
+    }
+
+    /// What can be sent along before the registry has asked.
+    pub(super) async fn beforehand(
+        &self,
+        scope: Option<&Scope>,
+        operation: &Operation,
+    ) -> Result<Authorization> {
+        if let Some(seed) = self.usable_seed() {
+            return self.bearer(seed, Kind::Seed);
+        }
+        if let Credential::RegistryToken(token) = &self.shared.credential {
+            return self.bearer(token, Kind::RegistryToken);
+        }
+        let Some(scope) = scope else {
+            return Ok(Authorization::nothing());
+        };
+        let (challenge, is_own) = {
+            let known = self.known();
+            match known.repositories.get(&scope.repository) {
+                Some(own) => (Some(own.clone()), true),
+                None => (known.host.clone(), false),
+            }
+        };
+        let Some(challenge) = challenge else {
+            return Ok(Authorization::nothing());
+        };
+        match self.meet(&challenge, Some(scope), None, operation).await {
+            Ok(authorization) => Ok(authorization.unwrap_or_else(Authorization::nothing)),
+            // What was learned from another repository may not hold for this one: let the registry speak.
+            Err(error) if !is_own => Ok(Authorization {
+                header: None,
+                kind: Kind::Failed {
+                    key: self.key(&challenge, Some(scope))?,
+                    error,
+                },
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What to send after a 401, or nothing when there is nothing better than what was sent.
+    pub(super) async fn answer(
+        &self,
+        challenges: &[Challenge],
+        scope: Option<&Scope>,
+        sent: Authorization,
+        operation: &Operation,
+    ) -> Result<Option<Authorization>> {
+        let Some(challenge) = challenges.first() else {
+            return Ok(None);
+        };
+        match sent.kind {
+            Kind::Basic | Kind::RegistryToken => return Ok(None),
+            Kind::Seed => self.refuse_seed(),
+            // The registry wants what was tried already: a wrong password is not to be sent once more.
+            Kind::Failed { key, error } if key == self.key(challenge, scope)? => return Err(error),
+            Kind::Nothing | Kind::Failed { .. } | Kind::Token { .. } => {}
+        }
+        if let (
+            Challenge::Bearer { error, .. },
+            Kind::Token {
+                key,
+                token,
+                is_new: true,
+                has_waited,
+            },
+        ) = (challenge, &sent.kind)
+            && *key == self.key(challenge, scope)?.unwrap_or_else(|| key.clone())
+        {
+            let is_early = error.as_deref() == Some("invalid_token") && !has_waited;
+            if !is_early {
+                return Ok(None);
+            }
+            tokio::time::sleep(CLOCK_PAUSE).await;
+            let again = Kind::Token {
+                key: key.clone(),
+                token: token.clone(),
+                is_new: true,
+                has_waited: true,
+            };
+            return self.bearer(&token.value, again).map(Some);
+        }
+        self.learn(challenge, scope);
+        let rejected = match &sent.kind {
+            Kind::Token { token, .. } => Some(token.generation),
+            Kind::Nothing
+            | Kind::Failed { .. }
+            | Kind::Seed
+            | Kind::RegistryToken
+            | Kind::Basic => None,
+        };
+        self.meet(challenge, scope, rejected, operation).await
+    }
+
+    /// What to send after a 403: a new token, when the old one was old enough to be outdated.
+    pub(super) async fn renew(
+        &self,
+        sent: &Authorization,
+        operation: &Operation,
+    ) -> Result<Option<Authorization>> {
+        let Kind::Token { key, token, .. } = &sent.kind else {
+            return Ok(None);
+        };
+        if token.received.elapsed() < OLD_TOKEN {
+            return Ok(None);
+        }
+        self.token(key.clone(), Some(token.generation), operation)
+            .await
+            .map(Some)
+    }
+
+    /// Does what a challenge asks for, or nothing when we have nothing to give.
+    async fn meet(
+        &self,
+        challenge: &Challenge,
+        scope: Option<&Scope>,
+        rejected: Option<u64>,
+        operation: &Operation,
+    ) -> Result<Option<Authorization>> {
+        if *challenge == Challenge::Basic {
+            let host = wire::origin_text(&self.shared.base);
+            let header = basic_header(&self.shared.credential, &host)?;
+            return Ok(header.map(|header| Authorization {
+                header: Some(header),
+                kind: Kind::Basic,
+            }));
+        }
+        let Some(key) = self.key(challenge, scope)? else {
+            return Ok(None);
+        };
+        check_realm(&self.shared.base, &key.realm, operation)?;
+        self.token(key, rejected, operation).await.map(Some)
+    }
+
+    async fn token(
+        &self,
+        key: TokenKey,
+        rejected: Option<u64>,
+        operation: &Operation,
+    ) -> Result<Authorization> {
+        let shared = &self.shared;
+        let fetch = token::fetch(&shared.client, &key, &shared.credential, operation);
+        let (token, is_new) = shared.tokens.get(&key, rejected, fetch).await?;
+        let value = token.value.clone();
+        let kind = Kind::Token {
+            key,
+            token,
+            is_new,
+            has_waited: false,
+        };
+        self.bearer(&value, kind)
+    }
+
+    fn bearer(&self, token: &SecretString, kind: Kind) -> Result<Authorization> {
+        let mut header = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret()))
+            .map_err(|_| Error::InvalidCredential {
+                host: wire::origin_text(&self.shared.base),
+            })?;
+        header.set_sensitive(true);
+        Ok(Authorization {
+            header: Some(header),
+            kind,
+        })
+    }
+
+    /// Which token a challenge wants; nothing for other challenges.
+    fn key(&self, challenge: &Challenge, scope: Option<&Scope>) -> Result<Option<TokenKey>> {
+        let Challenge::Bearer {
+            realm,
+            service,
+            scopes,
+            ..
+        } = challenge
+        else {
+            return Ok(None);
+        };
+        // A realm may be relative (A4).
+        let realm = self
+            .shared
+            .base
+            .join(realm)
+            .map_err(|_| Error::TokenServiceRefused {
+                operation: Operation::new("log in"),
+                realm: "an unreadable address".to_owned(),
+                reason: "it is not a URL",
+            })?;
+        let is_pushed = scope.is_some_and(|scope| self.known().pushed.contains(&scope.repository));
+        Ok(Some(TokenKey {
+            realm,
+            service: service.clone(),
+            scopes: merged_scopes(scopes, scope, is_pushed),
+        }))
+    }
+
+    /// Remembers what a repository asks for.
+    fn learn(&self, challenge: &Challenge, scope: Option<&Scope>) {
+        let Some(scope) = scope else { return };
+        let general = match challenge.clone() {
+            Challenge::Bearer { realm, service, .. } => Challenge::Bearer {
+                realm,
+                service,
+                scopes: Vec::new(),
+                error: None,
+            },
+            Challenge::Basic => Challenge::Basic,
+        };
+        let mut known = self.known();
+        if scope.access == Access::Push {
+            known.pushed.insert(scope.repository.clone());
+        }
+        let host = known.host.get_or_insert_with(|| general.clone());
+        if *host == general && !names_others(challenge, scope) {
+            known.repositories.remove(&scope.repository);
+        } else {
+            known
+                .repositories
+                .insert(scope.repository.clone(), challenge.clone());
+        }
+    }
+
+    fn usable_seed(&self) -> Option<&SecretString> {
+        let seed = self.seed.as_ref()?;
+        let hash = Digest::of(seed.expose_secret().as_bytes());
+        (!self.known().refused_seeds.contains(&hash)).then_some(seed)
+    }
+
+    fn refuse_seed(&self) {
+        if let Some(seed) = &self.seed {
+            let hash = Digest::of(seed.expose_secret().as_bytes());
+            self.known().refused_seeds.insert(hash);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.shared
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The header of a user and password; nothing for nobody.
+pub(super) fn basic_header(credential: &Credential, host: &str) -> Result<Option<HeaderValue>> {
+    let (username, password) = match credential {
+        Credential::Anonymous | Credential::RegistryToken(_) => return Ok(None),
+        Credential::Basic { username, password } => (username.as_str(), password),
+        Credential::IdentityToken(token) => (IDENTITY_USER, token),
+    };
+    let text = STANDARD.encode(format!("{username}:{}", password.expose_secret()));
+    let mut header =
+        HeaderValue::from_str(&format!("Basic {text}")).map_err(|_| Error::InvalidCredential {
+            host: host.to_owned(),
+        })?;
+    header.set_sensitive(true);
+    Ok(Some(header))
+}
+
+/// Sets the header of a request.
+pub(super) fn apply(request: &mut reqwest::Request, header: Option<&HeaderValue>) {
+    if let Some(header) = header {
+        request.headers_mut().insert(AUTHORIZATION, header.clone());
+    }
+}
+
+/// Whether a token service may be asked at all: it gets the credential, so it has to be where a credential may go (A5;
+/// CVE-2026-48978).
+fn check_realm(base: &Url, realm: &Url, operation: &Operation) -> Result<()> {
+    match address::refusal(base, realm) {
+        None => Ok(()),
+        Some(reason) => Err(Error::TokenServiceRefused {
+            operation: operation.clone(),
+            realm: wire::origin_text(realm),
+            reason,
+        }),
+    }
+}
+
+/// The scopes to ask for: what the request needs, with what the challenge asked for beyond, the request's own repository
+/// first, since some registries read only the first (A12; `docker_auth#67`). Where a challenge names only another repository
+/// it knows better what ours is called there.
+fn merged_scopes(asked: &[String], needed: Option<&Scope>, is_pushed: bool) -> Vec<String> {
+    let Some(needed) = needed else {
+        return asked.to_vec();
+    };
+    let mut actions = vec!["pull"];
+    if is_pushed || needed.access == Access::Push {
+        actions.push("push");
+    }
+    let mut name = needed.repository.as_str();
+    let repositories: Vec<_> = asked
+        .iter()
+        .filter_map(|scope| split_scope(scope))
+        .collect();
+    if !repositories.is_empty() && !repositories.iter().any(|(other, _)| *other == name) {
+        name = repositories[0].0;
+    }
+    for (other, more) in &repositories {
+        if *other == name {
+            for action in more.split(',').filter(|action| !action.is_empty()) {
+                if !actions.contains(&action) {
+                    actions.push(action);
+                }
+            }
+        }
+    }
+    let own = format!("repository:{name}:{}", actions.join(","));
+    let others = asked
+        .iter()
+        .filter(|scope| split_scope(scope).is_none_or(|(other, _)| other != name))
+        .cloned();
+    std::iter::once(own).chain(others).collect()
+}
+
+/// Name and actions of a `repository:name:actions`; the name may hold a colon, so it is split from both ends (A11).
+fn split_scope(scope: &str) -> Option<(&str, &str)> {
+    scope.strip_prefix("repository:")?.rsplit_once(':')
+}
+
+/// Whether a challenge asks for more than the scope anybody would compute.
+fn names_others(challenge: &Challenge, scope: &Scope) -> bool {
+    match challenge {
+        Challenge::Basic => false,
+        Challenge::Bearer { scopes, .. } => {
+            merged_scopes(scopes, Some(scope), true) != merged_scopes(&[], Some(scope), true)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope(access: Access) -> Scope {
+        Scope {
+            repository: "team/app".to_owned(),
+            access,
+        }
+    }
+
+    #[test]
+    fn scopes_are_merged_with_the_own_repository_first() {
+        use Access::{Pull, Push};
+        for (asked, access, is_pushed, expected) in [
+            ("", Pull, false, "repository:team/app:pull"),
+            ("", Push, false, "repository:team/app:pull,push"),
+            ("", Pull, true, "repository:team/app:pull,push"),
+            (
+                "repository:team/app:pull",
+                Push,
+                false,
+                "repository:team/app:pull,push",
+            ),
+            (
+                "repository:team/app:delete",
+                Pull,
+                false,
+                "repository:team/app:pull,delete",
+            ),
+            (
+                "repository:h:5000/x:pull",
+                Pull,
+                false,
+                "repository:h:5000/x:pull",
+            ),
+            (
+                "registry:catalog:* repository:team/app:pull",
+                Pull,
+                false,
+                "repository:team/app:pull registry:catalog:*",
+            ),
+            (
+                "repository:other/x:pull repository:team/app:pull",
+                Push,
+                false,
+                "repository:team/app:pull,push repository:other/x:pull",
+            ),
+        ] {
+            let asked: Vec<_> = asked.split_ascii_whitespace().map(str::to_owned).collect();
+            assert_eq!(
+                merged_scopes(&asked, Some(&scope(access)), is_pushed).join(" "),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_service_must_be_where_a_credential_may_go() {
+        for (base, realm, allowed) in [
+            ("https://r.example/v2/", "https://auth.example/token", true),
+            ("https://r.example/v2/", "http://auth.example/token", false),
+            (
+                "https://r.example/v2/",
+                "https://169.254.169.254/token",
+                false,
+            ),
+            ("https://r.example/v2/", "https://127.0.0.1/token", false),
+            ("https://r.example/v2/", "file:///etc/passwd", false),
+            ("http://127.0.0.1:1/v2/", "http://127.0.0.1:2/token", true),
+            ("http://r.example/v2/", "http://auth.example/token", true),
+        ] {
+            let checked = check_realm(
+                &base.parse().unwrap(),
+                &realm.parse().unwrap(),
+                &Operation::new("x"),
+            );
+            assert_eq!(checked.is_ok(), allowed, "{base} {realm}");
+        }
+    }
+
+    #[test]
+    fn no_debug_output_shows_a_credential() {
+        let secret = || SecretString::from("hunter2");
+        for credential in [
+            Credential::Basic {
+                username: "me".to_owned(),
+                password: secret(),
+            },
+            Credential::IdentityToken(secret()),
+            Credential::RegistryToken(secret()),
+        ] {
+            assert!(!format!("{credential:?}").contains("hunter2"));
+            let header = basic_header(&credential, "h").unwrap();
+            assert!(!format!("{header:?}").contains("aHVudGVy"));
+        }
+    }
+
+    #[test]
+    fn an_identity_token_is_the_password_of_a_user_of_that_name() {
+        let header = basic_header(&Credential::IdentityToken("abc".into()), "h")
+            .unwrap()
+            .unwrap();
+        assert_eq!(header, format!("Basic {}", STANDARD.encode("<token>:abc")));
+    }
+}

@@ -1,0 +1,388 @@
+//! What happens after a 401.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::{
+    error::Classified,
+    registry::{
+        BlobSource, Credential,
+        testing::{
+            Counter, Seen, Server, asks_for_token, descriptor, manifest, reply, repository, status,
+            tag, token, upload_progress,
+        },
+    },
+};
+
+fn me() -> Credential {
+    Credential::Basic {
+        username: "me".to_owned(),
+        password: "hunter2".into(),
+    }
+}
+
+const BASIC: &str = "Basic bWU6aHVudGVyMg==";
+
+fn digest_reply() -> axum::response::Response {
+    let digest = manifest().digest().to_string();
+    reply(StatusCode::OK, &[("docker-content-digest", &digest)], "")
+}
+
+/// A registry whose every path wants a token of its own service at `/token`.
+async fn with_tokens(
+    service: impl Fn(&Seen) -> axum::response::Response + Send + Sync + 'static,
+) -> Server {
+    Server::start(move |seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => service(seen),
+        Some("Bearer good") => digest_reply(),
+        _ => asks_for_token("/token"),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_first_401_is_the_only_one_of_a_host() {
+    let server = with_tokens(|_| token("good")).await;
+    let client = server.client();
+    client.head_manifest(&repository(), &tag()).await.unwrap();
+    client
+        .clone()
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    client
+        .head_manifest(&"other".parse().unwrap(), &tag())
+        .await
+        .unwrap();
+    assert_eq!(
+        server.lines(),
+        [
+            "HEAD /v2/team/app/manifests/1",
+            "GET /token",
+            "HEAD /v2/team/app/manifests/1",
+            "HEAD /v2/team/app/manifests/1",
+            "GET /token",
+            "HEAD /v2/other/manifests/1",
+        ]
+    );
+    let asked = &server.seen()[1];
+    assert_eq!(
+        asked.target,
+        "/token?service=test&scope=repository%3Ateam%2Fapp%3Apull&client_id=docker-image-pusher"
+    );
+    assert_eq!(asked.authorization(), None);
+}
+
+#[tokio::test]
+async fn a_password_goes_to_the_token_service_and_not_to_the_registry() {
+    let server = with_tokens(|_| token("good")).await;
+    server
+        .client_as(me())
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    let with_password: Vec<_> = server
+        .seen()
+        .iter()
+        .filter(|seen| seen.authorization() == Some(BASIC))
+        .map(Seen::line)
+        .collect();
+    assert_eq!(with_password, ["GET /token"]);
+    assert!(server.seen()[1].target.contains("account=me"));
+    assert!(!server.seen()[1].target.contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_basic_challenge_gets_the_password_from_then_on_without_asking() {
+    let server = Server::start(|seen| match seen.authorization() {
+        Some(BASIC) => digest_reply(),
+        _ => reply(
+            StatusCode::UNAUTHORIZED,
+            &[("www-authenticate", "BASIC realm=\"Nexus, the\"")],
+            "",
+        ),
+    })
+    .await;
+    let client = server.client_as(me());
+    for _ in 0..2 {
+        client.head_manifest(&repository(), &tag()).await.unwrap();
+    }
+    assert_eq!(server.lines().len(), 3);
+    let error = server
+        .client()
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), "AuthenticationRequired");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_posted_and_only_then_sent_otherwise() {
+    for refusal in [200, 400, 401, 404, 405] {
+        let server = with_tokens(move |seen| match seen.method.as_str() {
+            "POST" if refusal != 200 => status(refusal),
+            _ => token("good"),
+        })
+        .await;
+        server
+            .client_as(Credential::IdentityToken("id".into()))
+            .head_manifest(&repository(), &tag())
+            .await
+            .unwrap();
+        let seen = server.seen();
+        assert_eq!(seen[1].line(), "POST /token");
+        let form = String::from_utf8(seen[1].body.to_vec()).unwrap();
+        assert_eq!(
+            form,
+            "grant_type=refresh_token&refresh_token=id&service=test&client_id=docker-image-pusher&access_type=online\
+             &scope=repository%3Ateam%2Fapp%3Apull"
+        );
+        assert_eq!(server.count("GET", "/token"), usize::from(refusal != 200));
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_knows_no_get_is_posted_to() {
+    let server = with_tokens(|seen| match seen.method.as_str() {
+        "GET" => status(405),
+        _ => reply(StatusCode::OK, &[], r#"{"access_token":"good"}"#),
+    })
+    .await;
+    server
+        .client_as(me())
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    let form = String::from_utf8(server.seen()[2].body.to_vec()).unwrap();
+    assert!(
+        form.starts_with("grant_type=password&username=me&password=hunter2&"),
+        "{form}"
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_sent_once_per_operation() {
+    let server = with_tokens(|_| status(401)).await;
+    let client = server.client_as(me());
+    for logins in [1, 2] {
+        let error = client
+            .head_manifest(&repository(), &tag())
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason(), "AuthenticationFailed");
+        assert!(!error.to_string().contains("hunter2"));
+        assert_eq!(server.count("GET", "/token"), logins);
+    }
+    let error = server
+        .client()
+        .get_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), "AuthenticationRequired");
+}
+
+#[tokio::test]
+async fn a_registry_token_is_sent_as_it_is() {
+    let server = with_tokens(|_| status(500)).await;
+    let client = server.client_as(Credential::RegistryToken("good".into()));
+    client.head_manifest(&repository(), &tag()).await.unwrap();
+    assert_eq!(server.lines().len(), 1);
+    let client = server.client_as(Credential::RegistryToken("bad".into()));
+    let error = client
+        .get_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), "AuthenticationFailed");
+    assert_eq!(server.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn a_seed_is_used_until_it_is_refused() {
+    let server = with_tokens(|_| token("good")).await;
+    let client = server.client();
+    client
+        .with_token("good")
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    assert_eq!(server.lines().len(), 1);
+    for _ in 0..2 {
+        client
+            .with_token("bad")
+            .head_manifest(&repository(), &tag())
+            .await
+            .unwrap();
+    }
+    let sent: Vec<_> = server
+        .seen()
+        .iter()
+        .filter(|seen| seen.authorization() == Some("Bearer bad"))
+        .map(Seen::line)
+        .collect();
+    assert_eq!(sent.len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_dies_while_a_blob_is_sent_is_replaced_and_the_blob_sent_again() {
+    let issued = Counter::default();
+    let puts = Counter::default();
+    let server = Server::start(move |seen| {
+        let is_good = seen
+            .authorization()
+            .is_some_and(|value| value.starts_with("Bearer t"));
+        match seen.method.as_str() {
+            _ if seen.target.starts_with("/token") => token(&format!("t{}", issued.next())),
+            _ if !is_good => asks_for_token("/token"),
+            "POST" => reply(StatusCode::ACCEPTED, &[("location", "/upload/1")], ""),
+            "PUT" if puts.next() == 1 => asks_for_token("/token"),
+            _ => status(201),
+        }
+    })
+    .await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(3_000_000).unwrap();
+    let source = BlobSource::open(file.path()).unwrap();
+    server
+        .client()
+        .upload_blob_with_token(
+            &repository(),
+            &descriptor(b"x"),
+            &source,
+            &upload_progress(),
+            None,
+        )
+        .await
+        .unwrap();
+    let puts: Vec<_> = server
+        .seen()
+        .into_iter()
+        .filter(|seen| seen.method == "PUT")
+        .collect();
+    assert_eq!(puts.len(), 2);
+    assert_eq!(puts[0].authorization(), Some("Bearer t1"));
+    assert_eq!(puts[1].authorization(), Some("Bearer t2"));
+    assert_eq!(puts[1].body.len(), 3_000_000);
+    assert_eq!(server.count("POST", "/uploads/"), 2, "{:?}", server.lines());
+}
+
+#[tokio::test]
+async fn many_at_once_ask_for_one_token() {
+    let server = with_tokens(|_| token("good")).await;
+    let client = server.client();
+    let (repository, tag) = (repository(), tag());
+    let all = (0..20).map(|_| client.head_manifest(&repository, &tag));
+    for result in futures::future::join_all(all).await {
+        result.unwrap();
+    }
+    assert_eq!(server.count("GET", "/token"), 1);
+}
+
+#[tokio::test]
+async fn a_401_without_challenge_makes_the_root_speak() {
+    let server = Server::start(|seen| match (seen.authorization(), seen.target.as_str()) {
+        (Some("Bearer good"), _) => digest_reply(),
+        (_, "/v2/") => asks_for_token("/token"),
+        (_, path) if path.starts_with("/token") => token("good"),
+        _ => status(401),
+    })
+    .await;
+    server
+        .client()
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    assert_eq!(server.count("GET", "/v2/"), 1);
+}
+
+#[tokio::test]
+async fn a_login_that_does_not_reach_far_enough_names_the_permission() {
+    let server = Server::start(|seen| {
+        if seen.target.starts_with("/token") {
+            return token("weak");
+        }
+        let challenge = r#"Bearer realm="/token",error="insufficient_scope""#;
+        reply(
+            StatusCode::UNAUTHORIZED,
+            &[("www-authenticate", challenge)],
+            "",
+        )
+    })
+    .await;
+    let error = server
+        .client_as(me())
+        .upload_manifest_with_token(&repository(), &tag(), &manifest(), None)
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), "AccessDenied");
+    assert!(error.to_string().contains("the permission push"), "{error}");
+    assert_eq!(server.count("PUT", "/manifests/1"), 2);
+}
+
+#[tokio::test]
+async fn a_token_from_a_clock_that_is_ahead_gets_a_second() {
+    let requests = Counter::default();
+    let server = Server::start(move |seen| {
+        if seen.target.starts_with("/token") {
+            return token("good");
+        }
+        if requests.next() < 3 {
+            let challenge = r#"Bearer realm="/token",error="invalid_token""#;
+            return reply(
+                StatusCode::UNAUTHORIZED,
+                &[("www-authenticate", challenge)],
+                "",
+            );
+        }
+        digest_reply()
+    })
+    .await;
+    let started = std::time::Instant::now();
+    server
+        .client()
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert_eq!(server.count("GET", "/token"), 1);
+}
+
+#[tokio::test]
+async fn a_registry_that_never_has_enough_is_given_up() {
+    let issued = Counter::default();
+    let asked = Counter::default();
+    let server = Server::start(move |seen| {
+        if seen.target.starts_with("/token") {
+            return token(&format!("t{}", issued.next()));
+        }
+        asks_for_token(&format!("/token{}", asked.next()))
+    })
+    .await;
+    let error = server
+        .client_as(me())
+        .get_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    assert_eq!(error.reason(), "AuthenticationFailed");
+    assert_eq!(server.count("GET", "/manifests/1"), 4);
+}
+
+#[tokio::test]
+async fn no_service_is_named_where_none_was_asked_for() {
+    let server = Server::start(|seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => token("good"),
+        Some(_) => digest_reply(),
+        None => reply(
+            StatusCode::UNAUTHORIZED,
+            &[("www-authenticate", r#"Bearer realm="/token""#)],
+            "",
+        ),
+    })
+    .await;
+    server
+        .client()
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap();
+    assert!(!server.seen()[1].target.contains("service="));
+}

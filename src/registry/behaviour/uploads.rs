@@ -1,0 +1,269 @@
+//! Uploads whose answers get lost, come late or are odd.
+
+use std::{io::Write, sync::Arc};
+
+use http::StatusCode;
+
+use crate::{
+    error::{Class, Classified},
+    image::Digest,
+    output::{Direction, OutputManager},
+    registry::{
+        BlobSource, ClientOptions, RegistryClient, Result,
+        testing::{
+            Counter, Recorder, Seen, Server, descriptor, error, reply, repository, status,
+            upload_progress,
+        },
+    },
+};
+
+/// More than one piece, and not a whole number of them.
+fn content() -> Vec<u8> {
+    (0..1_300_000_u32)
+        .map(|number| (number % 251) as u8)
+        .collect()
+}
+
+fn file_of(content: &[u8]) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content).unwrap();
+    file
+}
+
+async fn upload(client: &RegistryClient, content: &[u8]) -> Result<()> {
+    let file = file_of(content);
+    let source = BlobSource::open(file.path()).unwrap();
+    client
+        .upload_blob_with_token(
+            &repository(),
+            &descriptor(content),
+            &source,
+            &upload_progress(),
+            None,
+        )
+        .await
+}
+
+fn opened() -> axum::response::Response {
+    reply(
+        StatusCode::ACCEPTED,
+        &[("location", "/upload/1?_state=abc")],
+        "",
+    )
+}
+
+#[tokio::test]
+async fn a_blob_takes_two_requests() {
+    for content in [content(), Vec::new(), b"{}".to_vec()] {
+        let server = Server::start(|seen| match seen.method.as_str() {
+            "POST" => opened(),
+            _ => status(201),
+        })
+        .await;
+        upload(&server.client(), &content).await.unwrap();
+        let [post, put] = &server.seen()[..] else {
+            panic!("not two requests")
+        };
+        assert_eq!(post.header("content-length"), Some("0"));
+        let digest = Digest::of(&content).to_string().replace(':', "%3A");
+        assert_eq!(put.target, format!("/upload/1?_state=abc&digest={digest}"));
+        assert_eq!(
+            put.header("content-length"),
+            Some(content.len().to_string().as_str())
+        );
+        assert_eq!(put.header("content-type"), Some("application/octet-stream"));
+        assert_eq!(put.header("transfer-encoding"), None);
+        assert_eq!(put.header("expect"), None);
+        assert_eq!(put.body, content);
+    }
+}
+
+#[tokio::test]
+async fn progress_tells_each_byte_once_and_starts_over_with_the_blob() {
+    let puts = Counter::default();
+    let server = Server::start(move |seen| match seen.method.as_str() {
+        "POST" => opened(),
+        "PUT" if puts.next() == 1 => status(502),
+        "HEAD" => status(404),
+        _ => status(201),
+    })
+    .await;
+    let recorder = Recorder::default();
+    let output = OutputManager::new(recorder.clone());
+    let content = content();
+    let file = file_of(&content);
+    let source = BlobSource::open(file.path()).unwrap();
+    let progress = output.transfer(Direction::Upload, &Digest::of(&content), source.size());
+    let client = server.client().with_output(output.clone());
+    client
+        .upload_blob_with_token(
+            &repository(),
+            &descriptor(&content),
+            &source,
+            &progress,
+            None,
+        )
+        .await
+        .unwrap();
+    assert_eq!(output.totals().bytes_uploaded, 2 * content.len() as u64);
+    assert_eq!(output.totals().retries, 1);
+    let events = recorder.0.lock().unwrap().join("\n");
+    assert!(
+        events.contains(&format!("Restarted {{ id: 0, lost: {} }}", content.len())),
+        "{events}"
+    );
+    assert!(events.contains("502 Bad Gateway"), "{events}");
+}
+
+#[tokio::test]
+async fn an_upload_whose_answer_got_lost_is_looked_for_before_it_is_repeated() {
+    for (kept, uploads) in [(true, 1), (false, 2)] {
+        let puts = Counter::default();
+        let server = Server::start(move |seen| match seen.method.as_str() {
+            "POST" => opened(),
+            "PUT" if puts.next() == 1 => status(504),
+            "HEAD" if !kept => status(404),
+            _ => status(201),
+        })
+        .await;
+        upload(&server.client(), b"layer").await.unwrap();
+        assert_eq!(server.count("PUT", "/upload/1"), uploads);
+        assert_eq!(
+            server.lines()[2],
+            format!("HEAD /v2/team/app/blobs/{}", Digest::of(b"layer"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_lost_session_is_replaced_by_a_new_one() {
+    let puts = Counter::default();
+    let server = Server::start(move |seen| match seen.method.as_str() {
+        "POST" => opened(),
+        "PUT" if puts.next() == 1 => error(404, "BLOB_UPLOAD_UNKNOWN", ""),
+        "HEAD" => status(404),
+        _ => status(201),
+    })
+    .await;
+    upload(&server.client(), b"layer").await.unwrap();
+    assert_eq!(server.count("POST", "/uploads/"), 2);
+}
+
+#[tokio::test]
+async fn any_success_is_one_but_an_open_end_is_looked_after() {
+    for (code, has_it, succeeds) in [
+        (200, false, true),
+        (201, false, true),
+        (204, false, true),
+        (202, true, true),
+        (202, false, false),
+    ] {
+        let server = Server::start(move |seen| match seen.method.as_str() {
+            "POST" => opened(),
+            "PUT" => status(code),
+            _ => status(if has_it { 200 } else { 404 }),
+        })
+        .await;
+        assert_eq!(
+            upload(&server.client(), b"layer").await.is_ok(),
+            succeeds,
+            "{code}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_the_registry_cannot_take_is_told_by_name() {
+    for (answer, reason) in [
+        (413, "RequestTooLarge"),
+        (403, "AccessDenied"),
+        (507, "RegistryStorageFailed"),
+    ] {
+        let server = Server::start(move |seen| match seen.method.as_str() {
+            "POST" => opened(),
+            "PUT" => status(answer),
+            _ => status(404),
+        })
+        .await;
+        let client = server.client_with(ClientOptions {
+            retry_attempts: 0,
+            ..ClientOptions::default()
+        });
+        assert_eq!(
+            upload(&client, b"layer").await.unwrap_err().reason(),
+            reason
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_full_quota_is_final() {
+    let server = Server::start(|seen| match seen.method.as_str() {
+        "POST" => opened(),
+        "PUT" => error(500, "UNKNOWN", "quota exceeded"),
+        _ => status(404),
+    })
+    .await;
+    let failed = upload(&server.client(), b"layer").await.unwrap_err();
+    assert_eq!(
+        (failed.reason(), failed.class()),
+        ("RegistryQuotaExceeded", Class::RegistryStorage)
+    );
+    assert_eq!(server.count("PUT", "/upload/1"), 1);
+}
+
+#[tokio::test]
+async fn an_upload_that_is_given_up_is_cancelled_there() {
+    let server = Server::start(|seen| match seen.method.as_str() {
+        "POST" => opened(),
+        "PUT" => status(403),
+        _ => status(204),
+    })
+    .await;
+    let client = server.client();
+    upload(&client, b"layer").await.unwrap_err();
+    for _ in 0..100 {
+        if server.count("DELETE", "/upload/1") == 1 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!(
+        "not cancelled: {:?}",
+        server.seen().iter().map(Seen::line).collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_shorter_than_said_is_our_own_trouble() {
+    let server = Server::start(|seen| match seen.method.as_str() {
+        "POST" => opened(),
+        _ => status(201),
+    })
+    .await;
+    let file = file_of(b"layer");
+    let source = BlobSource::new(Arc::new(file.reopen().unwrap()), 1_000_000);
+    let failed = server
+        .client()
+        .upload_blob_with_token(
+            &repository(),
+            &descriptor(b"layer"),
+            &source,
+            &upload_progress(),
+            None,
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failed.reason(), failed.class()),
+        ("SourceUnreadable", Class::Storage)
+    );
+}
+
+#[tokio::test]
+async fn an_upload_without_a_place_to_go_makes_no_sense() {
+    let server = Server::start(|_| status(202)).await;
+    let failed = upload(&server.client(), b"layer").await.unwrap_err();
+    assert_eq!(failed.reason(), "UnexpectedAnswer");
+    assert_eq!(server.lines().len(), 1);
+}

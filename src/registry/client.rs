@@ -1,0 +1,160 @@
+//! The client of one registry, and what its clones share.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use reqwest::Response;
+use tokio::{runtime::Handle, task::JoinSet};
+use url::Url;
+
+use crate::{image::RepositoryPath, output::OutputManager};
+
+use super::{
+    Endpoint, Retry,
+    auth::{Access, Auth, Scope},
+    body,
+    connect::{self, ClientOptions},
+    error::Result,
+    transport::Gate,
+};
+
+/// Every registry of the protocol's second version says so in each answer; other servers do not.
+const API_VERSION_HEADER: &str = "docker-distribution-api-version";
+
+/// Speaks to one registry with one credential. Clones are cheap and share connections, tokens and what was learned about the
+/// registry.
+#[derive(Debug, Clone)]
+pub struct RegistryClient {
+    pub(super) client: reqwest::Client,
+    pub(super) auth: Auth,
+    pub(super) address: String,
+    pub(super) output: OutputManager,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the clones of a client know together.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) endpoint: Endpoint,
+    /// The root of the API.
+    pub(super) base: Url,
+    pub(super) gate: Gate,
+    retry_attempts: u32,
+    /// Whether a registry was seen to answer there.
+    is_reached: AtomicBool,
+    /// Requests that nobody waits for; they end with the last clone.
+    background: Mutex<JoinSet<()>>,
+}
+
+impl Shared {
+    /// Remembers that what answers is a registry, so that later failures need no diagnosis.
+    pub(super) fn note_answer(&self, response: &Response) {
+        let is_registry = response.headers().contains_key(API_VERSION_HEADER)
+            || (response.status().is_success() && !body::is_web_page(response));
+        if is_registry {
+            self.is_reached.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_reached(&self) -> bool {
+        self.is_reached.load(Ordering::Relaxed)
+    }
+
+    /// Does something that nobody waits for. Without a runtime it is left out.
+    pub(super) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut tasks = self
+            .background
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(work, &runtime);
+    }
+}
+
+impl RegistryClient {
+    /// A client for the registry at `endpoint`. Nothing is sent before the first operation.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used, or when there are none at all to trust.
+    pub fn new(endpoint: Endpoint, options: ClientOptions, output: OutputManager) -> Result<Self> {
+        let client = connect::build(&endpoint, &options)?;
+        let base = endpoint.base_url()?;
+        let auth = Auth::new(client.clone(), base.clone(), options.credential);
+        let address = endpoint.to_string();
+        let shared = Shared {
+            endpoint,
+            base,
+            gate: Gate::default(),
+            retry_attempts: options.retry_attempts,
+            is_reached: AtomicBool::new(false),
+            background: Mutex::default(),
+        };
+        Ok(Self {
+            client,
+            auth,
+            address,
+            output,
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Where the registry answers.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.shared.endpoint
+    }
+
+    /// The endpoint as text.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The same client with a token to begin with. When the registry refuses it, a token is negotiated as usual.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Self {
+        Self {
+            auth: self.auth.with_seed(token),
+            ..self.clone()
+        }
+    }
+
+    /// The same client, speaking to another listener. Connections, tokens and limits stay shared: many runs may use one
+    /// client.
+    #[must_use]
+    pub fn with_output(&self, output: OutputManager) -> Self {
+        Self {
+            output,
+            ..self.clone()
+        }
+    }
+
+    /// Counts the failures of one operation; also for those that read a body themselves and begin again.
+    pub fn retry(&self) -> Retry {
+        Retry::new(self.shared.retry_attempts)
+    }
+
+    /// The seed's token where one is given, else what is negotiated.
+    pub(super) fn with_optional_token(&self, token: Option<&str>) -> Self {
+        token.map_or_else(|| self.clone(), |token| self.with_token(token))
+    }
+
+    /// What a request on a repository needs.
+    pub(super) fn scope(&self, repository: &RepositoryPath, access: Access) -> Scope {
+        Scope {
+            repository: self.shared.endpoint.name_of(repository),
+            access,
+        }
+    }
+
+    /// The URL of something in a repository.
+    pub(super) fn url(&self, repository: &RepositoryPath, rest: &str) -> Url {
+        let name = self.shared.endpoint.name_of(repository);
+        let mut url = self.shared.base.clone();
+        url.set_path(&format!("/v2/{name}/{rest}"));
+        url
+    }
+}

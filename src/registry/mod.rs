@@ -1,0 +1,51 @@
+//! How images are read from and written to a registry over the distribution protocol: the one room that speaks HTTP to
+//! registries and the only one that knows `reqwest`.
+//!
+//! It moves bytes and names errors; it decides nothing about which images are copied, keeps nothing on disk and does not
+//! verify blobs (the cache does). Start with [`RegistryClient`]; below it, one job each:
+//!
+//! | layer | file | job |
+//! |---|---|---|
+//! | operations | manifests, download, upload, tags | what one endpoint of the protocol needs |
+//! | retry | `retry` | attempts, pauses, `Retry-After` |
+//! | transport | `transport` | one attempt: gate, login, redirects |
+//! | login | `auth`, `challenge`, `token` | what a 401 asks for |
+//! | wire | `wire`, `connect` | one HTTP exchange: timeouts, TLS, log |
+//! | answers | `answer`, `body`, `diagnose`, `error` | what a failure means |
+
+mod address;
+mod answer;
+mod auth;
+#[cfg(test)]
+mod behaviour;
+mod blob_source;
+mod body;
+mod challenge;
+mod client;
+mod connect;
+mod diagnose;
+mod docker_config;
+mod download;
+mod endpoint;
+mod error;
+mod manifests;
+mod retry;
+mod retry_after;
+mod tags;
+#[cfg(test)]
+mod testing;
+mod token;
+mod transport;
+mod upload;
+mod wire;
+
+pub use answer::Answer;
+pub use auth::Credential;
+pub use blob_source::BlobSource;
+pub use client::RegistryClient;
+pub use connect::ClientOptions;
+pub use docker_config::DockerConfig;
+pub use download::BlobStream;
+pub use endpoint::Endpoint;
+pub use error::{Cause, Error, Operation, Result};
+pub use retry::Retry;

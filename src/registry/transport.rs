@@ -1,0 +1,386 @@
+//! From a call to its answer: attempts with pauses, the gate of a registry that wants to be left alone, login, redirects.
+//! One function each, the outermost first.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::{Request, Response};
+use tokio::time::Instant;
+use url::Url;
+
+use crate::{error::handlers, output::Transfer};
+
+use super::{
+    RegistryClient, Retry, address,
+    answer::{self, Answer, Subject},
+    auth::{self, Authorization, Scope},
+    blob_source::BlobSource,
+    body::{self, Capped},
+    challenge::Challenge,
+    error::{Error, Operation, Result},
+    retry::LONGEST_WAIT,
+    wire,
+};
+
+/// A registry redirects to its storage, the storage perhaps to another region; more is a loop.
+const HOP_LIMIT: usize = 5;
+
+/// Bare, with an old token, with a new one, with the new one a second later: no login takes more rounds.
+const LOGIN_LIMIT: usize = 4;
+
+/// One request to the registry, replayable as often as needed (registry rule G4).
+pub(super) struct Call<'a> {
+    pub(super) operation: Operation,
+    pub(super) subject: Subject,
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) scope: Option<Scope>,
+    pub(super) headers: HeaderMap,
+    pub(super) payload: Payload<'a>,
+    /// An answer that is no error, beyond those of success.
+    pub(super) also_accepted: Option<StatusCode>,
+}
+
+/// The body of a request.
+pub(super) enum Payload<'a> {
+    /// None; `GET`, `HEAD`, `DELETE` and the start of an upload.
+    Empty,
+    /// A manifest.
+    Document(Bytes),
+    /// A blob from a file.
+    Blob {
+        source: &'a BlobSource,
+        progress: &'a Transfer,
+    },
+}
+
+impl Call<'_> {
+    /// A call without body and without anything special.
+    pub(super) fn new(
+        operation: Operation,
+        subject: Subject,
+        method: Method,
+        url: Url,
+        scope: Scope,
+    ) -> Self {
+        Self {
+            operation,
+            subject,
+            method,
+            url,
+            scope: Some(scope),
+            headers: HeaderMap::new(),
+            payload: Payload::Empty,
+            also_accepted: None,
+        }
+    }
+}
+
+/// When a registry may be asked again: a 429 holds for everybody who asks it, not for one request (R15).
+#[derive(Debug, Default)]
+pub(super) struct Gate(Mutex<Option<Instant>>);
+
+impl Gate {
+    fn close_for(&self, pause: Duration) {
+        // A pause beyond all clocks is as good as a day.
+        let until = Instant::now() + pause.min(Duration::from_hours(24));
+        let mut gate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if gate.is_none_or(|closed| closed < until) {
+            *gate = Some(until);
+        }
+    }
+
+    fn remaining(&self) -> Duration {
+        let gate = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        })
+    }
+}
+
+impl RegistryClient {
+    /// Tries until it works or until there is no more point in trying.
+    pub(super) async fn with_retry<T, F>(
+        &self,
+        operation: &Operation,
+        attempt: impl Fn() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut retry = self.retry();
+        loop {
+            let error = match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            if !self.pause_after(&mut retry, operation, &error).await {
+                return Err(self.diagnosed(error).await);
+            }
+        }
+    }
+
+    /// Waits as long as the failure asks for and tells of it; `false` when there is to be no further attempt.
+    async fn pause_after(&self, retry: &mut Retry, operation: &Operation, error: &Error) -> bool {
+        let Some(pause) = retry.next(error) else {
+            return false;
+        };
+        self.output
+            .retrying(operation.as_str(), &handlers::message(error), pause);
+        tokio::time::sleep(pause).await;
+        true
+    }
+
+    /// A call with retries, up to the answer's headers.
+    pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response> {
+        self.with_retry(&call.operation, || self.attempt(call))
+            .await
+    }
+
+    /// A call with retries whose answer is a document of limited size: a body that breaks is an attempt that failed.
+    pub(super) async fn send_for_document(&self, call: &Call<'_>, limit: u64) -> Result<Document> {
+        self.with_retry(&call.operation, || async {
+            let response = self.attempt(call).await?;
+            let status = response.status();
+            let headers = response.headers().clone();
+            let url = response.url().clone();
+            match body::read_capped(response, limit, &call.operation).await? {
+                Capped::Whole(bytes) => Ok(Document {
+                    status,
+                    headers,
+                    url,
+                    bytes,
+                }),
+                Capped::TooLarge if call.subject == Subject::Manifest => {
+                    Err(Error::ManifestTooLarge {
+                        operation: call.operation.clone(),
+                        limit,
+                    })
+                }
+                Capped::TooLarge => Err(Error::AnswerTooLarge {
+                    operation: call.operation.clone(),
+                    limit,
+                }),
+            }
+        })
+        .await
+    }
+
+    /// One attempt: a success, an accepted answer, or the error that the answer is.
+    pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response> {
+        self.pass_gate(call).await?;
+        let response = self.logged_in(call).await?;
+        let status = response.status();
+        if status.is_success() || call.also_accepted == Some(status) {
+            self.shared.note_answer(&response);
+            return Ok(response);
+        }
+        let retry_after = answer::pause_of(&response);
+        let is_own = self.is_own_origin(response.url());
+        if let Some(pause) = retry_after
+            && is_own
+            && matches!(status.as_u16(), 429 | 503)
+        {
+            self.shared.gate.close_for(pause);
+        }
+        self.shared.note_answer(&response);
+        let is_insufficient = Challenge::all(response.headers())
+            .iter()
+            .any(Challenge::is_insufficient_scope);
+        let answer = Answer::read(response).await;
+        // The login is good, it only does not reach that far: another one is needed, not another password (A10).
+        if status == StatusCode::UNAUTHORIZED && is_insufficient && !self.auth.is_anonymous() {
+            return Err(Error::AccessDenied {
+                operation: call.operation.clone(),
+                answer,
+                permission: call.subject.permission(),
+            });
+        }
+        Err(answer::judge(
+            call.operation.clone(),
+            call.subject,
+            answer,
+            retry_after,
+            self.auth.is_anonymous(),
+        ))
+    }
+
+    /// Waits until the registry may be asked again, if that is soon.
+    async fn pass_gate(&self, call: &Call<'_>) -> Result<()> {
+        let remaining = self.shared.gate.remaining();
+        if remaining > LONGEST_WAIT {
+            return Err(Error::TooManyRequests {
+                operation: call.operation.clone(),
+                answer: Answer::of_status(StatusCode::TOO_MANY_REQUESTS),
+                retry_after: Some(remaining),
+            });
+        }
+        tokio::time::sleep(remaining).await;
+        Ok(())
+    }
+
+    /// Sends a call with the best login there is, and again when a 401 or 403 says that there is a better one.
+    async fn logged_in(&self, call: &Call<'_>) -> Result<Response> {
+        let scope = call.scope.as_ref();
+        let mut authorization = self.auth.beforehand(scope, &call.operation).await?;
+        for _ in 1..LOGIN_LIMIT {
+            let response = self.follow(call, &authorization).await?;
+            if !self.is_own_origin(response.url()) {
+                return Ok(response);
+            }
+            let better = match response.status() {
+                StatusCode::UNAUTHORIZED => {
+                    let challenges = self.challenges(&response).await;
+                    self.auth
+                        .answer(&challenges, scope, authorization, &call.operation)
+                        .await?
+                }
+                StatusCode::FORBIDDEN => self.auth.renew(&authorization, &call.operation).await?,
+                _ => return Ok(response),
+            };
+            match better {
+                Some(better) => authorization = better,
+                None => return Ok(response),
+            }
+        }
+        self.follow(call, &authorization).await
+    }
+
+    /// The challenges of a 401. Some registries forget them on everything but the root of the API (registry rule A1).
+    async fn challenges(&self, response: &Response) -> Vec<Challenge> {
+        let challenges = Challenge::all(response.headers());
+        let has_header = response.headers().contains_key(header::WWW_AUTHENTICATE);
+        if has_header || !challenges.is_empty() {
+            return challenges;
+        }
+        match self.ping().await {
+            Ok(root) => Challenge::all(root.headers()),
+            Err(_) => challenges,
+        }
+    }
+
+    /// The root of the API, asked without login.
+    pub(super) async fn ping(&self) -> Result<Response> {
+        let operation = Operation::new(format!("reach {}", self.address));
+        let request = Request::new(Method::GET, self.shared.base.clone());
+        wire::exchange(&self.client, request, &operation).await
+    }
+
+    /// Sends a call where it is redirected to. The login goes to the registry's own origin only, method and body stay
+    /// (registry rules R6, R10).
+    async fn follow(&self, call: &Call<'_>, authorization: &Authorization) -> Result<Response> {
+        let mut url = call.url.clone();
+        for _ in 0..=HOP_LIMIT {
+            let header = authorization.header().filter(|_| self.is_own_origin(&url));
+            let response = self.exchange(call, url.clone(), header).await?;
+            let next = match Redirect::of(&response) {
+                Redirect::None => return Ok(response),
+                Redirect::To(next) => next,
+                Redirect::Unreadable => {
+                    return Err(Error::RedirectRefused {
+                        operation: call.operation.clone(),
+                        target: "nowhere".to_owned(),
+                        reason: "its Location is not a URL",
+                    });
+                }
+            };
+            if let Some(reason) = address::refusal(&url, &next) {
+                return Err(Error::RedirectRefused {
+                    operation: call.operation.clone(),
+                    target: wire::origin_text(&next),
+                    reason,
+                });
+            }
+            url = next;
+        }
+        Err(Error::RedirectRefused {
+            operation: call.operation.clone(),
+            target: wire::origin_text(&url),
+            reason: "there are too many redirects in a row",
+        })
+    }
+
+    /// One exchange of a call.
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        url: Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response> {
+        let mut request = Request::new(call.method.clone(), url);
+        *request.headers_mut() = call.headers.clone();
+        auth::apply(&mut request, authorization);
+        // Bytes that a proxy packs on the way are other bytes (registry rule D2).
+        request.headers_mut().insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
+        match &call.payload {
+            Payload::Empty => {
+                if matches!(call.method, Method::POST | Method::PUT) {
+                    set_length(&mut request, 0);
+                }
+                wire::exchange(&self.client, request, &call.operation).await
+            }
+            Payload::Document(bytes) => {
+                *request.body_mut() = Some(bytes.clone().into());
+                wire::exchange(&self.client, request, &call.operation).await
+            }
+            Payload::Blob { source, progress } => {
+                let (body, meter) = source.body();
+                set_length(&mut request, source.size());
+                *request.body_mut() = Some(body);
+                // The body starts from its first byte, whatever an earlier attempt has sent.
+                progress.restart();
+                wire::exchange_blob(&self.client, request, &call.operation, meter, progress).await
+            }
+        }
+    }
+
+    /// Whether a URL is the registry's own: scheme, host and port, written or not (R8).
+    pub(super) fn is_own_origin(&self, url: &Url) -> bool {
+        url.origin() == self.shared.base.origin()
+    }
+}
+
+/// An answer that was read whole.
+pub(super) struct Document {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    /// Where it came from in the end.
+    pub(super) url: Url,
+    pub(super) bytes: Bytes,
+}
+
+/// Where an answer says to go on.
+enum Redirect {
+    None,
+    To(Url),
+    Unreadable,
+}
+
+impl Redirect {
+    fn of(response: &Response) -> Self {
+        if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            return Self::None;
+        }
+        let Some(location) = response.headers().get(header::LOCATION) else {
+            return Self::None;
+        };
+        location
+            .to_str()
+            .ok()
+            .and_then(|location| response.url().join(location).ok())
+            .map_or(Self::Unreadable, Self::To)
+    }
+}
+
+fn set_length(request: &mut Request, length: u64) {
+    request
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+}

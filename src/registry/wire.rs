@@ -1,0 +1,224 @@
+//! One HTTP exchange: time limits, the debug log, and what a failure without an answer means.
+
+use std::{error::Error as StdError, future::Future, io, pin::pin, time::Duration};
+
+use reqwest::{Client, Request, Response};
+use rustls::{AlertDescription, CertificateError};
+use tokio::time::Instant;
+use tracing::debug;
+use url::Url;
+
+use crate::output::Transfer;
+
+use super::{
+    blob_source::{Meter, Sent},
+    body::IDLE_LIMIT,
+    connect::CONNECT_LIMIT,
+    error::{Cause, Error, Operation, Result},
+};
+
+/// From the request's last byte to the answer's headers (registry rule P12).
+const HEADER_LIMIT: Duration = Duration::from_secs(30);
+
+/// The same after a blob: registries on object storage copy the whole blob before they answer. GHCR was seen to take 11 s
+/// for 700 MB, S3 minutes for several gigabytes (registry rules U11, U12; jib#4301).
+const COMMIT_LIMIT: Duration = Duration::from_mins(10);
+
+/// Sends a request with a small body or none and waits for the answer's headers.
+pub(super) async fn exchange(
+    client: &Client,
+    request: Request,
+    operation: &Operation,
+) -> Result<Response> {
+    logged(
+        request,
+        operation,
+        async |request| match tokio::time::timeout(HEADER_LIMIT, client.execute(request)).await {
+            Ok(result) => result.map_err(|error| failure(operation, &error)),
+            Err(_) => Err(stalled(operation, false, HEADER_LIMIT)),
+        },
+    )
+    .await
+}
+
+/// Sends a request whose body is a blob and tells its progress. There is no limit for the whole, only for standing still.
+pub(super) async fn exchange_blob(
+    client: &Client,
+    request: Request,
+    operation: &Operation,
+    meter: Meter,
+    progress: &Transfer,
+) -> Result<Response> {
+    logged(request, operation, async move |request| {
+        watched(client.execute(request), operation, meter, progress).await
+    })
+    .await
+}
+
+/// Drives an upload while looking at what it has taken so far.
+async fn watched(
+    send: impl Future<Output = reqwest::Result<Response>>,
+    operation: &Operation,
+    mut meter: Meter,
+    progress: &Transfer,
+) -> Result<Response> {
+    let mut send = pin!(send);
+    let mut sending = true;
+    let mut limit = IDLE_LIMIT;
+    let mut deadline = Instant::now() + limit;
+    let mut unreadable = None;
+    let mut note = |event: Sent, sending: &mut bool| match event {
+        Sent::Bytes(bytes) => progress.advance(bytes),
+        Sent::All => *sending = false,
+        Sent::Failed(error) => unreadable = Some(error),
+    };
+    let result = loop {
+        tokio::select! {
+            biased;
+            Some(event) = meter.recv() => {
+                note(event, &mut sending);
+                limit = if sending { IDLE_LIMIT } else { COMMIT_LIMIT };
+                deadline = Instant::now() + limit;
+            }
+            result = &mut send => break result.map_err(|error| failure(operation, &error)),
+            () = tokio::time::sleep_until(deadline) => break Err(stalled(operation, sending, limit)),
+        }
+    };
+    while let Ok(event) = meter.try_recv() {
+        note(event, &mut sending);
+    }
+    match unreadable {
+        Some(source) => Err(Error::SourceUnreadable {
+            operation: operation.clone(),
+            source,
+        }),
+        None => result,
+    }
+}
+
+/// Runs an exchange and logs it: method, URL without query (it may be a signature), outcome, time.
+async fn logged(
+    request: Request,
+    operation: &Operation,
+    send: impl AsyncFnOnce(Request) -> Result<Response>,
+) -> Result<Response> {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let url = without_query(request.url());
+    let result = send(request).await;
+    let milliseconds = started.elapsed().as_millis();
+    match &result {
+        Ok(response) => {
+            debug!(%method, %url, status = response.status().as_u16(), milliseconds, "registry request");
+        }
+        Err(error) => {
+            debug!(%method, %url, %error, %operation, milliseconds, "registry request failed");
+        }
+    }
+    result
+}
+
+/// A URL that may be shown.
+fn without_query(url: &Url) -> String {
+    format!("{}{}", origin_text(url), url.path())
+}
+
+/// Scheme, host and port: what messages show of a URL that a registry chose.
+pub(super) fn origin_text(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+fn stalled(operation: &Operation, sending: bool, limit: Duration) -> Error {
+    Error::TransferStalled {
+        operation: operation.clone(),
+        sending,
+        limit,
+    }
+}
+
+/// What a failed exchange means: found by looking through the causes for the one that says it.
+pub(super) fn failure(operation: &Operation, error: &reqwest::Error) -> Error {
+    let operation = operation.clone();
+    let source = Cause::of(error);
+    if error.is_dns() {
+        return Error::HostNotFound { operation, source };
+    }
+    if error.is_timeout() && error.is_connect() {
+        return Error::ConnectionTimedOut {
+            operation,
+            limit: CONNECT_LIMIT,
+        };
+    }
+    for cause in causes(error) {
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
+            return tls_failure(operation, tls, source);
+        }
+        let Some(io) = cause.downcast_ref::<io::Error>() else {
+            continue;
+        };
+        match io.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                return Error::ConnectionRefused { operation, source };
+            }
+            // The other side hung up in the middle of the handshake.
+            io::ErrorKind::UnexpectedEof if error.is_connect() => {
+                return Error::TlsHandshakeFailed { operation, source };
+            }
+            _ => {}
+        }
+    }
+    Error::ConnectionFailed { operation, source }
+}
+
+/// The error and everything below it. `io::Error` does not name what it wraps as its source, so it is opened by hand.
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error: &&'a (dyn StdError + 'static)| {
+        error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            .map(|inner| inner as &(dyn StdError + 'static))
+            .or_else(|| error.source())
+    })
+}
+
+/// What the TLS library's verdict means for the user.
+fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Error {
+    match error {
+        rustls::Error::InvalidCertificate(problem) => Error::CertificateInvalid {
+            operation,
+            reason: certificate_problem(problem),
+            source,
+        },
+        rustls::Error::InvalidMessage(_) => Error::NotTls { operation, source },
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::AccessDenied,
+        ) => Error::ClientCertificateRefused { operation, source },
+        _ => Error::TlsHandshakeFailed { operation, source },
+    }
+}
+
+/// What is wrong with a certificate, and what to do.
+fn certificate_problem(problem: &CertificateError) -> &'static str {
+    match problem {
+        CertificateError::UnknownIssuer => {
+            "its certificate is not signed by a trusted authority; give the registry's CA certificate, or skip TLS verification"
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired; renew it there, or skip TLS verification"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; check the clocks of both machines"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "its certificate is for another name; use the name it is for, or skip TLS verification"
+        }
+        CertificateError::Revoked => "its certificate is revoked; renew it there",
+        _ => "its certificate is not acceptable; replace it there, or skip TLS verification",
+    }
+}

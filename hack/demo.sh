@@ -219,11 +219,10 @@ start_operator() {
   metrics_port=$(free_port)
   mkdir -p "$work/operator/home"
   write_operator_kubeconfig "$work/operator/kubeconfig"
-  # Nothing of this user's environment: what the operator knows, it knows from its Role and its arguments. Registries on
-  # loopback are refused unless that is asked for.
+  # Nothing of this user's environment: what the operator knows, it knows from its Role and its arguments.
   guarded operator env -i PATH="$PATH" HOME="$work/operator/home" \
     KUBECONFIG="$work/operator/kubeconfig" POD_NAMESPACE="$operator_namespace" \
-    "$program" controller --cache-dir "$work/operator/cache" --metrics-addr "127.0.0.1:$metrics_port" --allow-loopback
+    "$program" controller --cache-dir "$work/operator/cache" --metrics-addr "127.0.0.1:$metrics_port"
   wait_until operator 60 is_ready "$metrics_port"
 }
 

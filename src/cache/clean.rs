@@ -5,24 +5,24 @@
 //! References go before blobs, with a barrier between, so that no reference outlives its blobs.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashSet},
     fs, io,
-    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
 
-use crate::image::{Algorithm, Digest, Manifest, RawManifest, Reference, Repository};
+use crate::image::{Algorithm, Digest, Reference, Repository};
 
 use super::{
     Cache,
-    disk::blocking,
+    disk::{SizedFile, blocking, files_in, sized},
     error::{Error, Result},
     index::{Change, Entries},
     layout::{Layout, TEMPORARY_PREFIX, index_key},
     list::is_asked_for,
-    manifests::{Stored, StoredReference, scan},
+    manifests::{StoredReference, remove_empty_folders, scan},
+    mark::Marks,
 };
 
 /// How long `clean` waits for other runs: long enough for one that is about to end, short enough for a person.
@@ -59,7 +59,7 @@ impl Cache {
     /// Removes images, then the manifests and blobs that nothing reaches any more.
     ///
     /// # Errors
-    /// When somebody uses the cache for longer than ten seconds, when the image to be removed is not there, and when a
+    /// When somebody uses the cache for longer than ten seconds (the caller's own guards count), when the image to be removed is not there, and when a
     /// manifest that stays cannot be read; then nothing is removed.
     pub async fn clean(&self, request: &CleanRequest) -> Result<CleanReport> {
         self.clean_within(request, LOCK_WAIT).await
@@ -136,17 +136,14 @@ fn unknown(layout: &Layout, (repository, reference): &(Repository, Option<Refere
     }
 }
 
-/// A file and its size.
-type Sized = (PathBuf, u64);
-
 /// What will be removed.
 #[derive(Debug)]
 struct Plan {
     images: Vec<String>,
     kept: Vec<String>,
-    manifests: Vec<Sized>,
-    blobs: Vec<Sized>,
-    leftovers: Vec<Sized>,
+    manifests: Vec<SizedFile>,
+    blobs: Vec<SizedFile>,
+    leftovers: Vec<SizedFile>,
     /// Keys of the index that name nothing then.
     keys: Vec<String>,
 }
@@ -217,16 +214,16 @@ impl Plan {
             if doomed.contains(&position) {
                 plan.images.push(name);
             }
-            plan.manifests.push(sized(&reference.path)?);
+            plan.manifests.extend(sized(&reference.path)?);
         }
         plan.keys = entries
             .into_keys()
             .filter(|key| !stays.contains(key))
             .collect();
         for path in found.leftovers {
-            plan.leftovers.push(sized(&path)?);
+            plan.leftovers.extend(sized(&path)?);
         }
-        plan.leftovers.extend(files(layout.root(), |name| {
+        plan.leftovers.extend(files_in(layout.root(), |name| {
             name.starts_with(TEMPORARY_PREFIX)
         })?);
         plan.blobs = unreached_blobs(layout, &marks.blobs)?;
@@ -246,7 +243,7 @@ impl Plan {
 
     /// Removes the files and tells what changes in the index.
     fn execute(self, layout: &Layout) -> Result<Vec<Change>> {
-        let remove = |files: &[Sized]| {
+        let remove = |files: &[SizedFile]| {
             files
                 .iter()
                 .try_for_each(|(path, _)| match fs::remove_file(path) {
@@ -265,124 +262,16 @@ impl Plan {
         }
         remove(&self.blobs)?;
         remove(&self.leftovers)?;
-        remove_empty_folders(&layout.manifests());
+        remove_empty_folders(layout);
         Ok(self.keys.into_iter().map(Change::Remove).collect())
     }
 }
 
-/// What the roots reach.
-#[derive(Debug, Default)]
-struct Marks<'a> {
-    /// Positions in the list of references.
-    manifests: HashSet<usize>,
-    /// The digests of these manifests.
-    digests: HashSet<(&'a Repository, Digest)>,
-    blobs: HashSet<Digest>,
-}
-
-impl<'a> Marks<'a> {
-    fn walk(
-        references: &'a [StoredReference],
-        roots: Vec<usize>,
-        doomed: &BTreeSet<usize>,
-    ) -> Result<Self> {
-        let by_digest: HashMap<(&Repository, &Digest), usize> = references
-            .iter()
-            .enumerate()
-            .filter_map(|(position, reference)| {
-                let digest = reference.name.reference.digest()?;
-                Some(((&reference.name.repository, digest), position))
-            })
-            .collect();
-        let mut marks = Self::default();
-        let mut open = roots;
-        while !open.is_empty() {
-            while let Some(position) = open.pop() {
-                marks.mark(position, references, &by_digest, &mut open)?;
-            }
-            // Signatures and the like stay with what they are about, unless they are to go by name.
-            let others = by_digest.values().filter(|position| {
-                !marks.manifests.contains(*position) && !doomed.contains(*position)
-            });
-            for position in others {
-                if marks.is_about_a_marked_one(&references[*position])? {
-                    open.push(*position);
-                }
-            }
-        }
-        Ok(marks)
-    }
-
-    fn mark(
-        &mut self,
-        position: usize,
-        references: &'a [StoredReference],
-        by_digest: &HashMap<(&Repository, &Digest), usize>,
-        open: &mut Vec<usize>,
-    ) -> Result<()> {
-        if !self.manifests.insert(position) {
-            return Ok(());
-        }
-        let reference = &references[position];
-        let repository = &reference.name.repository;
-        let Some(manifest) = read_kept(reference)? else {
-            return Ok(());
-        };
-        self.digests.insert((repository, manifest.digest().clone()));
-        match manifest.parse() {
-            Ok(Manifest::Image(image)) => {
-                let digests = image.blobs().map(|blob| blob.digest.clone());
-                self.blobs.extend(digests);
-            }
-            Ok(Manifest::Index(index)) => {
-                let children = index.manifests.iter();
-                open.extend(
-                    children.filter_map(|child| by_digest.get(&(repository, &child.digest))),
-                );
-            }
-            Err(error) => return Err(unreadable(reference, error.to_string())),
-        }
-        Ok(())
-    }
-
-    /// Whether the subject of a manifest stays. One that cannot be read is about nothing.
-    fn is_about_a_marked_one(&self, reference: &'a StoredReference) -> Result<bool> {
-        let Stored::Manifest(manifest) = reference.read()? else {
-            return Ok(false);
-        };
-        let subject = match manifest.parse() {
-            Ok(Manifest::Image(image)) => image.subject,
-            Ok(Manifest::Index(_)) | Err(_) => None,
-        };
-        Ok(subject.is_some_and(|subject| {
-            self.digests
-                .contains(&(&reference.name.repository, subject.digest))
-        }))
-    }
-}
-
-/// Reads a manifest that stays; one that cannot be read hides which blobs it needs.
-fn read_kept(reference: &StoredReference) -> Result<Option<RawManifest>> {
-    match reference.read()? {
-        Stored::Absent => Ok(None),
-        Stored::Unreadable(reason) => Err(unreadable(reference, reason)),
-        Stored::Manifest(manifest) => Ok(Some(manifest)),
-    }
-}
-
-fn unreadable(reference: &StoredReference, reason: String) -> Error {
-    Error::CachedManifestUnreadable {
-        path: reference.path.clone(),
-        image: reference.name.to_string(),
-        reason,
-    }
-}
-
 /// Blobs without a mark, and everything that was not finished: nobody else is at work.
-fn unreached_blobs(layout: &Layout, reached: &HashSet<Digest>) -> Result<Vec<Sized>> {
-    let mut found = files(&layout.partials(), |_| true)?;
+fn unreached_blobs(layout: &Layout, reached: &HashSet<Digest>) -> Result<Vec<SizedFile>> {
+    let mut found = files_in(&layout.partials(), |_| true)?;
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-        found.extend(files(&layout.blobs(algorithm), |name| {
+        found.extend(files_in(&layout.blobs(algorithm), |name| {
             format!("{}:{name}", algorithm.name())
                 .parse::<Digest>()
                 .is_ok_and(|digest| !reached.contains(&digest))
@@ -391,52 +280,282 @@ fn unreached_blobs(layout: &Layout, reached: &HashSet<Digest>) -> Result<Vec<Siz
     Ok(found)
 }
 
-/// The files of a folder whose names fit; folders are left alone.
-fn files(folder: &Path, fits: impl Fn(&str) -> bool) -> Result<Vec<Sized>> {
-    let failed = |source| Error::reading("look through", folder, source);
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use serde_json::json;
+
+    use super::super::testing::{
+        Fixture, blob, config, fixture, image, index_of, layer, put, raw, store_small, stored,
     };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        let is_folder = entry.file_type().map_err(failed)?.is_dir();
-        if !is_folder && entry.file_name().to_str().is_some_and(&fits) {
-            found.push(sized(&entry.path())?);
+    use super::*;
+    use crate::image::MediaType;
+
+    fn only(repository: &str, reference: Option<&str>) -> CleanRequest {
+        CleanRequest {
+            only: Some((
+                repository.parse().unwrap(),
+                reference.map(|reference| reference.parse().unwrap()),
+            )),
+            ..CleanRequest::default()
         }
     }
-    Ok(found)
-}
 
-fn sized(path: &Path) -> Result<Sized> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok((path.to_owned(), metadata.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((path.to_owned(), 0)),
-        Err(error) => Err(Error::reading("look at", path, error)),
+    /// Two tags that share a layer, and an image for two platforms.
+    async fn filled() -> Fixture {
+        let fixture = fixture();
+        for tag in ["1", "2"] {
+            let root = image(
+                &fixture.cache,
+                &config(tag, "amd64"),
+                &[b"common", tag.as_bytes()],
+            )
+            .await;
+            fixture
+                .cache
+                .store_image(stored("app", tag, &root))
+                .await
+                .unwrap();
+        }
+        let amd = image(&fixture.cache, &config("x", "amd64"), &[b"common", b"amd"]).await;
+        let arm = image(&fixture.cache, &config("x", "arm64"), &[b"common", b"arm"]).await;
+        let mut wanted = stored(
+            "team/multi",
+            "1",
+            &index_of(&[(&amd, "amd64"), (&arm, "arm64")]),
+        );
+        wanted.children = vec![amd, arm];
+        fixture.cache.store_image(wanted).await.unwrap();
+        fixture
     }
-}
 
-/// Removes folders that became empty, from the deepest up. A folder that stays does no harm.
-fn remove_empty_folders(manifests: &Path) {
-    let mut folders = vec![manifests.to_owned()];
-    let mut position = 0;
-    while let Some(folder) = folders.get(position).cloned() {
-        position += 1;
-        let Ok(entries) = fs::read_dir(&folder) else {
-            continue;
+    async fn names(fixture: &Fixture) -> Vec<String> {
+        let listed = fixture.cache.list().await.unwrap();
+        assert!(listed.iter().all(super::super::ListedImage::is_complete));
+        listed.iter().map(|image| image.name.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn cleaning_everything_leaves_no_blob_and_no_manifest() {
+        let fixture = filled().await;
+        let root = fixture.cache.directory().to_owned();
+        for leftover in [".tmp-1", "manifests/app/.tmp-2", "blobs/.partial/sha256:3"] {
+            File::create(root.join(leftover)).unwrap();
+        }
+        File::create(root.join("blobs/sha256/notes.txt")).unwrap();
+        let report = fixture.cache.clean(&CleanRequest::default()).await.unwrap();
+        assert_eq!(report.images, ["app:1", "app:2", "team/multi:1"]);
+        assert_eq!(report.manifests, 5);
+        // Three layers of their own, a common one, four configurations, a partial.
+        assert_eq!(report.blobs, 2 + 2 + 1 + 4 + 1);
+        assert_eq!(fixture.files(), ["blobs/sha256/notes.txt", "index.json"]);
+        assert_eq!(fixture.index(), json!({}));
+        assert!(
+            std::fs::read_dir(root.join("manifests"))
+                .unwrap()
+                .next()
+                .is_none()
+        );
+        assert_eq!(
+            fixture.cache.clean(&CleanRequest::default()).await.unwrap(),
+            CleanReport::default()
+        );
+        store_small(&fixture.cache, "app", "1", b"again").await;
+        assert_eq!(names(&fixture).await, ["app:1"]);
+    }
+
+    #[tokio::test]
+    async fn cleaning_one_tag_keeps_what_others_need() {
+        let fixture = filled().await;
+        let report = fixture.cache.clean(&only("app", Some("1"))).await.unwrap();
+        assert_eq!(report.images, ["app:1"]);
+        assert_eq!((report.manifests, report.blobs), (1, 2));
+        assert_eq!(names(&fixture).await, ["app:2", "team/multi:1"]);
+        assert!(fixture.cache.has_blob(&layer(b"common")).await.unwrap());
+        assert!(!fixture.cache.has_blob(&layer(b"1")).await.unwrap());
+        assert_eq!(fixture.index().as_object().unwrap().len(), 4);
+
+        let report = fixture
+            .cache
+            .clean(&only("team/multi", None))
+            .await
+            .unwrap();
+        assert_eq!(report.images, ["team/multi:1"]);
+        assert_eq!((report.manifests, report.blobs), (3, 4));
+        assert_eq!(names(&fixture).await, ["app:2"]);
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_tells_the_same_and_changes_nothing() {
+        let fixture = filled().await;
+        let before = fixture.files();
+        let mut request = only("app", Some("1"));
+        request.dry_run = true;
+        let planned = fixture.cache.clean(&request).await.unwrap();
+        assert_eq!(fixture.files(), before);
+        request.dry_run = false;
+        assert_eq!(fixture.cache.clean(&request).await.unwrap(), planned);
+        assert_ne!(fixture.files(), before);
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_not_there_is_an_error_that_names_it() {
+        let fixture = filled().await;
+        for request in [only("app", Some("3")), only("other", None)] {
+            let error = fixture.cache.clean(&request).await.unwrap_err();
+            assert!(matches!(error, Error::CachedImageUnknown { .. }), "{error}");
+        }
+        let empty = super::super::testing::fixture();
+        assert!(empty.cache.clean(&only("app", None)).await.is_err());
+        assert_eq!(
+            empty.cache.clean(&CleanRequest::default()).await.unwrap(),
+            CleanReport::default()
+        );
+        assert!(!empty.cache.directory().exists());
+    }
+
+    #[tokio::test]
+    async fn recent_images_are_kept_within_the_duration() {
+        let fixture = filled().await;
+        let set_age = |tag: &str, time: SystemTime| {
+            let path = fixture.cache.directory().join("manifests/app").join(tag);
+            File::open(path).unwrap().set_modified(time).unwrap();
         };
-        let below = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        folders.extend(below.map(|entry| entry.path()));
+        let hour = Duration::from_hours(1);
+        set_age("1", SystemTime::now() - 2 * hour);
+        set_age("2", SystemTime::now() + 48 * hour);
+        let request = CleanRequest {
+            keep_within: Some(hour),
+            ..CleanRequest::default()
+        };
+        let report = fixture.cache.clean(&request).await.unwrap();
+        assert_eq!(report.images, ["app:1"]);
+        assert_eq!(report.kept, ["app:2", "team/multi:1"]);
+        // A pull that finds everything in place counts as recent, too.
+        set_age("2", SystemTime::now() - 2 * hour);
+        let root = image(&fixture.cache, &config("2", "amd64"), &[b"common", b"2"]).await;
+        fixture
+            .cache
+            .store_image(stored("app", "2", &root))
+            .await
+            .unwrap();
+        assert_eq!(
+            fixture.cache.clean(&request).await.unwrap().images,
+            Vec::<String>::new()
+        );
     }
-    for folder in folders.iter().skip(1).rev() {
-        if let Err(error) = fs::remove_dir(folder)
-            && error.kind() != io::ErrorKind::DirectoryNotEmpty
-        {
-            tracing::debug!(path = %folder.display(), %error, "an empty folder stays");
-        }
+
+    #[tokio::test]
+    async fn what_a_moved_tag_left_behind_goes_with_the_next_clean() {
+        let fixture = filled().await;
+        let root = image(&fixture.cache, &config("y", "amd64"), &[b"new"]).await;
+        fixture
+            .cache
+            .store_image(stored("team/multi", "1", &root))
+            .await
+            .unwrap();
+        let report = fixture.cache.clean(&only("app", Some("1"))).await.unwrap();
+        // The two children of the old index, which nobody asked for by name.
+        assert_eq!(report.manifests, 1 + 2);
+        assert_eq!(names(&fixture).await, ["app:2", "team/multi:1"]);
+    }
+
+    #[tokio::test]
+    async fn a_signature_stays_with_its_image() {
+        let fixture = filled().await;
+        let subject = image(&fixture.cache, &config("s", "amd64"), &[b"signed"]).await;
+        put(&fixture.cache, &layer(b"signature"), b"signature")
+            .await
+            .unwrap();
+        put(
+            &fixture.cache,
+            &blob(b"{}", MediaType::OCI_CONFIG.as_str()),
+            b"{}",
+        )
+        .await
+        .unwrap();
+        let signature = raw(&json!({
+            "schemaVersion": 2, "config": blob(b"{}", MediaType::OCI_CONFIG.as_str()), "layers": [layer(b"signature")],
+            "subject": {"mediaType": subject.media_type(), "digest": subject.digest(), "size": subject.size()},
+        }));
+        let mut wanted = stored("signed", "1", &subject);
+        wanted.children = vec![signature];
+        fixture.cache.store_image(wanted).await.unwrap();
+        fixture.cache.clean(&only("app", Some("1"))).await.unwrap();
+        assert!(fixture.cache.has_blob(&layer(b"signature")).await.unwrap());
+        let report = fixture
+            .cache
+            .clean(&only("signed", Some("1")))
+            .await
+            .unwrap();
+        assert_eq!(report.manifests, 2);
+        assert!(!fixture.cache.has_blob(&layer(b"signature")).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_manifest_that_stays_and_cannot_be_read_stops_the_sweep() {
+        let fixture = filled().await;
+        let path = fixture.cache.directory().join("manifests/app/2");
+        File::create(&path).unwrap();
+        let before = fixture.files();
+        let error = fixture
+            .cache
+            .clean(&only("app", Some("1")))
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("manifests/app/2 of app:2"),
+            "{error}"
+        );
+        assert_eq!(fixture.files(), before);
+        let report = fixture.cache.clean(&only("app", Some("2"))).await.unwrap();
+        assert_eq!(report.images, ["app:2"]);
+        assert_eq!(names(&fixture).await, ["app:1", "team/multi:1"]);
+    }
+
+    #[tokio::test]
+    async fn a_cache_in_use_is_not_cleaned_and_a_cleaned_one_can_be_used() {
+        let fixture = filled().await;
+        let run = fixture.reopened().use_shared().await.unwrap();
+        let wait = Duration::from_millis(1200);
+        let error = fixture
+            .cache
+            .clean_within(&CleanRequest::default(), wait)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::CacheInUse { directory } if directory == fixture.cache.directory()),
+            "{error}"
+        );
+        assert_eq!(fixture.messages.count("waiting up to"), 1);
+        assert_eq!(names(&fixture).await.len(), 3);
+        drop(run);
+        fixture
+            .cache
+            .clean_within(&CleanRequest::default(), wait)
+            .await
+            .unwrap();
+        assert_eq!(names(&fixture).await.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_download_keeps_the_cache_in_use() {
+        let fixture = filled().await;
+        let claim = fixture.cache.claim_blob(&layer(b"slow")).await.unwrap();
+        let wait = Duration::from_millis(10);
+        let refused = fixture
+            .cache
+            .clean_within(&CleanRequest::default(), wait)
+            .await;
+        assert!(matches!(refused, Err(Error::CacheInUse { .. })));
+        drop(claim);
+        // The thrown away download is removed in the background.
+        let wait = Duration::from_secs(5);
+        fixture
+            .cache
+            .clean_within(&CleanRequest::default(), wait)
+            .await
+            .unwrap();
     }
 }

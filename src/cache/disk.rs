@@ -184,6 +184,37 @@ pub(super) fn sync_folder(folder: &Path) -> Result<()> {
         .map_err(|source| Error::writing("sync", folder, 0, source))
 }
 
+/// A file and its size.
+pub(super) type SizedFile = (PathBuf, u64);
+
+/// The files of a folder whose names fit; folders are left alone.
+pub(super) fn files_in(folder: &Path, fits: impl Fn(&str) -> bool) -> Result<Vec<SizedFile>> {
+    let failed = |source| Error::reading("look through", folder, source);
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let is_folder = entry.file_type().map_err(failed)?.is_dir();
+        if !is_folder && entry.file_name().to_str().is_some_and(&fits) {
+            found.extend(sized(&entry.path())?);
+        }
+    }
+    Ok(found)
+}
+
+/// A file with its size; none if it has gone.
+pub(super) fn sized(path: &Path) -> Result<Option<SizedFile>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some((path.to_owned(), metadata.len()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::reading("look at", path, error)),
+    }
+}
+
 /// What is left on a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreeSpace {

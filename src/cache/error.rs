@@ -21,8 +21,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// No space, no inodes or no quota left.
     #[error(
-        "the cache volume is full: {} more are needed to {operation} {path}, {free}; remove images with the command \
-         clean, or enlarge the volume", ByteSize(*needed)
+        "the cache volume is full: could not {operation} {path} ({}{free}); remove images with the command clean, or \
+         enlarge the volume",
+        more(*needed)
     )]
     CacheFull {
         /// What was to be done.
@@ -122,6 +123,15 @@ pub enum Error {
     /// The program is going down while a file operation was still queued.
     #[error("work on the cache was given up because the program stops")]
     CacheInterrupted,
+}
+
+/// How much more a full volume would have to hold, where that is known.
+fn more(needed: u64) -> String {
+    if needed == 0 {
+        String::new()
+    } else {
+        format!("{} more are needed, ", ByteSize(needed))
+    }
 }
 
 impl Error {

@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::Metadata,
     os::unix::fs::MetadataExt,
+    path::Path,
     sync::{Mutex, PoisonError},
 };
 
@@ -49,7 +50,7 @@ pub(super) struct Index {
 #[derive(Debug, Default)]
 struct Loaded {
     entries: Entries,
-    stamp: Option<Stamp>,
+    file: Seen,
     /// Whether the entries say more than the file.
     unsaved: bool,
     /// The youngest change that is in the file.
@@ -62,6 +63,18 @@ struct Pending {
     changes: Vec<Change>,
     /// Number of the youngest change.
     requested: u64,
+}
+
+/// What was seen of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Seen {
+    /// Nobody has looked yet.
+    #[default]
+    Unknown,
+    /// There was none.
+    Nothing,
+    /// It was in this state.
+    File(Stamp),
 }
 
 /// Tells one state of the file from another: every write makes a new inode.
@@ -81,6 +94,19 @@ impl Stamp {
             seconds: metadata.ctime(),
             nanoseconds: metadata.ctime_nsec(),
         }
+    }
+}
+
+impl Seen {
+    fn look(path: &Path) -> Result<Self> {
+        Ok(match open_regular(path)? {
+            Some((_, metadata)) => Self::File(Stamp::of(&metadata)),
+            None => Self::Nothing,
+        })
+    }
+
+    const fn is_file(self) -> bool {
+        matches!(self, Self::File(_))
     }
 }
 
@@ -107,7 +133,7 @@ impl Index {
         locks: &Locks,
         output: &OutputManager,
     ) -> Result<()> {
-        if self.refreshed(layout, output).await?.stamp.is_some() {
+        if self.refreshed(layout, output).await?.file.is_file() {
             return Ok(());
         }
         self.apply(Vec::new(), layout, locks, output).await
@@ -209,7 +235,7 @@ fn write_batch(
     for change in batch {
         state.unsaved |= merge(&mut state.entries, change.clone());
     }
-    if !state.unsaved && state.stamp.is_some() {
+    if !state.unsaved && state.file.is_file() {
         return Ok(());
     }
     let path = layout.index();
@@ -217,7 +243,7 @@ fn write_batch(
         .map_err(|error| Error::writing("write", &path, 0, error.into()))?;
     bytes.push(b'\n');
     replace(&path, &bytes)?;
-    state.stamp = open_regular(&path)?.map(|(_, metadata)| Stamp::of(&metadata));
+    state.file = Seen::look(&path)?;
     state.unsaved = false;
     Ok(())
 }
@@ -244,8 +270,8 @@ fn merge(entries: &mut Entries, change: Change) -> bool {
 /// Brings the entries up to date with the file, or with the folders if the file is of no use.
 fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Result<()> {
     let path = layout.index();
-    let stamp = open_regular(&path)?.map(|(_, metadata)| Stamp::of(&metadata));
-    if stamp.is_some() && stamp == state.stamp {
+    let file = Seen::look(&path)?;
+    if state.file == file {
         return Ok(());
     }
     let (former, trouble) = match read_small(&path, MAX_INDEX_SIZE)? {
@@ -261,7 +287,7 @@ fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Resul
                     .collect();
                 if sound.len() == all {
                     state.entries = sound;
-                    state.stamp = stamp;
+                    state.file = file;
                     state.unsaved = false;
                     return Ok(());
                 }
@@ -270,8 +296,8 @@ fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Resul
         },
     };
     state.entries = rebuild(layout, former)?;
-    state.stamp = stamp;
-    state.unsaved = stamp.is_some() || !state.entries.is_empty();
+    state.file = file;
+    state.unsaved = file.is_file() || !state.entries.is_empty();
     // A new cache has no index and nothing to put into one.
     if state.unsaved {
         output.warning(format!(
@@ -317,4 +343,177 @@ fn rebuild(layout: &Layout, mut former: Entries) -> Result<Entries> {
         entry.child = children.contains(key) && !asked_for;
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::testing::{
+        Fixture, REGISTRY, config, fixture, image, index_of, store_small, stored,
+    };
+
+    /// A cache with one image of one platform, and one of two.
+    async fn filled() -> Fixture {
+        let fixture = fixture();
+        store_small(&fixture.cache, "app", "1", b"one").await;
+        let amd = image(&fixture.cache, &config("x", "amd64"), &[b"amd"]).await;
+        let arm = image(&fixture.cache, &config("x", "arm64"), &[b"arm"]).await;
+        let mut wanted = stored(
+            "multi/app",
+            "1",
+            &index_of(&[(&amd, "amd64"), (&arm, "arm64")]),
+        );
+        wanted.children = vec![amd, arm];
+        fixture.cache.store_image(wanted).await.unwrap();
+        fixture
+    }
+
+    fn overwrite(fixture: &Fixture, bytes: &[u8]) {
+        let path = fixture.cache.directory().join("index.json");
+        std::fs::remove_file(&path).unwrap();
+        std::io::Write::write_all(&mut std::fs::File::create(&path).unwrap(), bytes).unwrap();
+    }
+
+    async fn names(fixture: &Fixture) -> Vec<String> {
+        let listed = fixture.cache.list().await.unwrap();
+        listed.iter().map(|image| image.name.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_torn_or_hostile_index_is_rebuilt_with_one_warning() {
+        let fixture = filled().await;
+        let mut whole = fixture.index();
+        for (_, entry) in whole.as_object_mut().unwrap() {
+            entry.as_object_mut().unwrap().remove("registry");
+        }
+        let text = serde_json::to_vec(&whole).unwrap();
+        let hostile = |pointer: &str, value: Value| {
+            let mut index = whole.clone();
+            *index.pointer_mut(pointer).unwrap() = value;
+            index.to_string().into_bytes()
+        };
+        let first_blob = whole["app/1"]["blobs"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .next()
+            .unwrap()
+            .clone();
+        let deep = [vec![b'['; 100_000], vec![b']'; 100_000]].concat();
+        let mut said = 0;
+        for damaged in [
+            Vec::new(),
+            vec![0; 4096],
+            text[..text.len() / 2].to_vec(),
+            b"[]".to_vec(),
+            br#"{"app/1": 7}"#.to_vec(),
+            br#"{"app/1": {"repository": "app"}}"#.to_vec(),
+            deep,
+            hostile("/app~11/manifest_path", json!("../../etc/passwd")),
+            hostile("/app~11/repository", json!("../..")),
+            hostile(
+                &format!("/app~11/blobs/{first_blob}/path"),
+                json!("/etc/passwd"),
+            ),
+            hostile(
+                &format!("/app~11/blobs/{first_blob}/digest"),
+                json!("sha256:0"),
+            ),
+            hostile("/app~11/config_digest", json!("sha256:../x")),
+        ] {
+            overwrite(&fixture, &damaged);
+            assert_eq!(names(&fixture).await, ["app:1", "multi/app:1"]);
+            assert_eq!(names(&fixture).await.len(), 2);
+            said += 1;
+            assert_eq!(
+                fixture.messages.count("rebuilt"),
+                said,
+                "{:?}",
+                fixture.messages.all()
+            );
+            store_small(&fixture.cache, "app", "1", b"one").await;
+            let mut rebuilt = fixture.index();
+            for (_, entry) in rebuilt.as_object_mut().unwrap() {
+                entry.as_object_mut().unwrap().remove("registry");
+            }
+            assert_eq!(rebuilt, whole);
+        }
+        assert_eq!(fixture.messages.all().len(), said);
+    }
+
+    #[tokio::test]
+    async fn a_missing_index_is_rebuilt_and_a_huge_one_is_not_read() {
+        let fixture = filled().await;
+        std::fs::remove_file(fixture.cache.directory().join("index.json")).unwrap();
+        for _ in 0..2 {
+            assert_eq!(names(&fixture).await.len(), 2);
+        }
+        assert_eq!(fixture.messages.count("is missing"), 1);
+        store_small(&fixture.cache, "app", "1", b"one").await;
+        let path = fixture.cache.directory().join("index.json");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(1 << 40)
+            .unwrap();
+        assert_eq!(names(&fixture).await.len(), 2);
+        assert_eq!(fixture.messages.count("1099511627776 bytes"), 1);
+    }
+
+    #[tokio::test]
+    async fn fields_of_others_are_kept() {
+        let fixture = filled().await;
+        let mut index = fixture.index();
+        index["app/1"]["x-note"] = json!({"by": "somebody"});
+        let blob = index["app/1"]["blobs"]
+            .as_object_mut()
+            .unwrap()
+            .values_mut()
+            .next()
+            .unwrap();
+        blob["x-scanned"] = json!(true);
+        overwrite(&fixture, index.to_string().as_bytes());
+        store_small(&fixture.cache, "app", "2", b"two").await;
+        store_small(&fixture.reopened(), "app", "1", b"one").await;
+        assert_eq!(fixture.index()["app/1"], index["app/1"]);
+        assert_eq!(fixture.index()["app/1"]["registry"], json!(REGISTRY));
+        assert_eq!(fixture.messages.all(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn an_image_asked_for_by_digest_stays_one_when_an_index_has_it_too() {
+        let fixture = filled().await;
+        let child = image(&fixture.cache, &config("x", "arm64"), &[b"arm"]).await;
+        let name = format!("multi/app@{}", child.digest());
+        assert!(!names(&fixture).await.contains(&name));
+        let wanted = stored("multi/app", &child.digest().to_string(), &child);
+        fixture.cache.store_image(wanted).await.unwrap();
+        assert!(names(&fixture).await.contains(&name));
+        let mut wanted = stored("multi/app", "1", &index_of(&[(&child, "arm64")]));
+        wanted.children = vec![child];
+        fixture.cache.store_image(wanted).await.unwrap();
+        assert!(names(&fixture).await.contains(&name));
+    }
+
+    #[tokio::test]
+    async fn storing_the_same_image_again_writes_nothing() {
+        let fixture = filled().await;
+        let inode = || {
+            use std::os::unix::fs::MetadataExt;
+            ["index.json", "manifests/app/1"].map(|path| {
+                fixture
+                    .cache
+                    .directory()
+                    .join(path)
+                    .metadata()
+                    .unwrap()
+                    .ino()
+            })
+        };
+        let before = inode();
+        store_small(&fixture.cache, "app", "1", b"one").await;
+        store_small(&fixture.reopened(), "app", "1", b"one").await;
+        assert_eq!(inode(), before);
+    }
 }

@@ -188,3 +188,84 @@ fn config_platform(layout: &Layout, digest: &Digest) -> Result<Option<Platform>>
         .and_then(Result::ok)
         .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{
+        REGISTRY, config, fixture, image, index_of, layer, store_small, stored,
+    };
+
+    #[tokio::test]
+    async fn an_image_is_listed_with_its_platforms_size_and_origin() {
+        let fixture = fixture();
+        let amd = image(&fixture.cache, &config("x", "amd64"), &[b"common", b"amd"]).await;
+        let arm = image(&fixture.cache, &config("x", "arm64"), &[b"common", b"arm"]).await;
+        let root = index_of(&[(&amd, "amd64"), (&arm, "arm64")]);
+        let mut wanted = stored("multi/app", "1", &root);
+        wanted.children = vec![amd.clone(), arm.clone()];
+        fixture.cache.store_image(wanted).await.unwrap();
+        store_small(&fixture.cache, "app", "1", b"one").await;
+
+        let listed = fixture.reopened().list().await.unwrap();
+        let names: Vec<String> = listed.iter().map(|image| image.name.to_string()).collect();
+        assert_eq!(names, ["app:1", "multi/app:1"]);
+        let platforms = |position: usize| -> Vec<String> {
+            listed[position]
+                .platforms
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        };
+        assert_eq!(platforms(0), ["linux/amd64"]);
+        assert_eq!(platforms(1), ["linux/amd64", "linux/arm64"]);
+        let configs = config("x", "amd64").len() + config("x", "arm64").len();
+        let blobs = configs + b"common".len() + b"amd".len() + b"arm".len();
+        assert_eq!(
+            listed[1].size,
+            blobs as u64 + root.size() + amd.size() + arm.size()
+        );
+        assert_eq!(listed[1].digest, *root.digest());
+        assert_eq!(listed[1].registry.as_deref(), Some(REGISTRY));
+        assert!(listed.iter().all(super::ListedImage::is_complete));
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_told() {
+        let fixture = fixture();
+        let amd = image(&fixture.cache, &config("x", "amd64"), &[b"amd"]).await;
+        let arm = image(&fixture.cache, &config("x", "arm64"), &[b"arm"]).await;
+        let mut wanted = stored("app", "1", &index_of(&[(&amd, "amd64"), (&arm, "arm64")]));
+        wanted.children = vec![amd];
+        fixture.cache.store_image(wanted).await.unwrap();
+        let listed = fixture.cache.list().await.unwrap();
+        assert_eq!(
+            (listed[0].missing_manifests, listed[0].missing_blobs),
+            (1, 0)
+        );
+        std::fs::remove_file(fixture.cache.shared.layout.blob(&layer(b"amd").digest)).unwrap();
+        let listed = fixture.cache.list().await.unwrap();
+        assert_eq!(
+            (listed[0].missing_manifests, listed[0].missing_blobs),
+            (1, 1)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_manifest_that_cannot_be_read_hides_no_other_image() {
+        let fixture = fixture();
+        store_small(&fixture.cache, "app", "1", b"one").await;
+        store_small(&fixture.cache, "app", "2", b"two").await;
+        let path = fixture.cache.directory().join("manifests/app/1");
+        std::fs::File::create(&path).unwrap();
+        assert_eq!(fixture.cache.list().await.unwrap().len(), 1);
+        assert_eq!(fixture.messages.count("app:1 is not listed"), 1);
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_does_not_exist_is_empty_and_is_not_created() {
+        let fixture = fixture();
+        assert_eq!(fixture.cache.list().await.unwrap(), []);
+        let _guard = fixture.cache.read_shared().await.unwrap();
+        assert!(!fixture.cache.directory().exists());
+    }
+}

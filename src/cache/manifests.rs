@@ -261,3 +261,153 @@ fn stored_reference(repository: &str, file: &str, is_aside: bool) -> Option<(Ima
     };
     Some((name, relative))
 }
+
+/// Removes folders that became empty, from the deepest up. A folder that stays does no harm.
+pub(super) fn remove_empty_folders(layout: &Layout) {
+    let mut folders = vec![layout.manifests()];
+    let mut position = 0;
+    while let Some(folder) = folders.get(position).cloned() {
+        position += 1;
+        let Ok(entries) = fs::read_dir(&folder) else {
+            continue;
+        };
+        let below = entries
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        folders.extend(below.map(|entry| entry.path()));
+    }
+    for folder in folders.iter().skip(1).rev() {
+        if let Err(error) = fs::remove_dir(folder)
+            && error.kind() != io::ErrorKind::DirectoryNotEmpty
+        {
+            tracing::debug!(path = %folder.display(), %error, "an empty folder stays");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn manifest(text: &str) -> RawManifest {
+        let bytes = json!({"schemaVersion": 2, "manifests": [], "note": text}).to_string();
+        RawManifest::new(bytes.into(), None, Algorithm::Sha256).unwrap()
+    }
+
+    /// What `store_image` does, without its locks.
+    fn store(layout: &Layout, name: &ImageName, manifest: &RawManifest) {
+        while let Some(clash) = make_repository(layout, &name.repository).unwrap() {
+            move_aside(layout, &clash).unwrap();
+        }
+        match &name.reference {
+            Reference::Tag(tag) => {
+                write_tag(layout, &name.repository, tag, manifest).unwrap();
+            }
+            Reference::Digest(_) => write_by_digest(layout, &name.repository, manifest).unwrap(),
+        }
+    }
+
+    fn assert_found(layout: &Layout, wanted: &BTreeMap<ImageName, RawManifest>) {
+        for (name, manifest) in wanted {
+            let (path, found) = find_manifest(layout, &name.repository, &name.reference).unwrap();
+            assert!(path.starts_with(layout.root()));
+            assert!(
+                matches!(&found, Stored::Manifest(found) if found == manifest),
+                "{name}: {found:?}"
+            );
+        }
+        let mut found: Vec<ImageName> = scan(layout)
+            .unwrap()
+            .references
+            .into_iter()
+            .map(|reference| reference.name)
+            .collect();
+        found.sort();
+        assert_eq!(found, wanted.keys().cloned().collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn names_that_contend_for_places_are_all_found_again(
+            names in proptest::collection::vec("[ab](/[ab]){0,3}:[ab]", 1..12),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let layout = Layout::new(folder.path().join("cache"));
+            let mut wanted = BTreeMap::new();
+            for (position, name) in names.iter().enumerate() {
+                let name: ImageName = name.parse().unwrap();
+                let manifest = manifest(&position.to_string());
+                store(&layout, &name, &manifest);
+                wanted.insert(name, manifest);
+            }
+            assert_found(&layout, &wanted);
+        }
+
+        #[test]
+        fn any_name_that_was_stored_is_found_by_a_look_through_the_folders(
+            repository in r"[a-zA-Z0-9._:\[\]-]{1,8}(/[a-z0-9._-]{1,8}){0,2}",
+            tag in "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}",
+        ) {
+            let Ok(repository) = repository.parse::<Repository>() else { return Ok(()) };
+            let folder = tempfile::tempdir().unwrap();
+            let layout = Layout::new(folder.path().join("cache"));
+            let manifest = manifest("");
+            let tag = Reference::Tag(tag.parse().unwrap());
+            let digest = Reference::Digest(manifest.digest().clone());
+            let mut wanted = BTreeMap::new();
+            for reference in [tag, digest] {
+                let name = ImageName { repository: repository.clone(), reference };
+                store(&layout, &name, &manifest);
+                wanted.insert(name, manifest.clone());
+            }
+            assert_found(&layout, &wanted);
+        }
+    }
+
+    #[test]
+    fn a_file_named_by_a_digest_it_does_not_have_is_unreadable() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path().to_owned());
+        let (one, other) = (manifest("one"), manifest("other"));
+        let name = ImageName {
+            repository: "app".parse().unwrap(),
+            reference: Reference::Digest(one.digest().clone()),
+        };
+        store(&layout, &name, &one);
+        let path = layout.manifest(&name.repository, &name.reference);
+        fs::copy(&path, folder.path().join("copy")).unwrap();
+        Temporary::write(folder.path(), other.bytes())
+            .unwrap()
+            .rename(&path)
+            .unwrap();
+        let (_, found) = find_manifest(&layout, &name.repository, &name.reference).unwrap();
+        assert!(
+            matches!(&found, Stored::Unreadable(reason) if reason.contains(&other.digest().to_string())),
+            "{found:?}"
+        );
+        // Stored again, it is whole again.
+        store(&layout, &name, &one);
+        assert_found(&layout, &BTreeMap::from([(name, one)]));
+    }
+
+    #[test]
+    fn symlinks_and_strangers_are_not_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path().join("cache"));
+        let name: ImageName = "app:1".parse().unwrap();
+        store(&layout, &name, &manifest("own"));
+        let place = layout.repository(&name.repository);
+        std::os::unix::fs::symlink(place.join("1"), place.join("2")).unwrap();
+        std::os::unix::fs::symlink("..", place.join("loop")).unwrap();
+        fs::File::create(place.join("-not-a-tag")).unwrap();
+        fs::create_dir_all(place.join(".hidden/x")).unwrap();
+        assert_found(&layout, &BTreeMap::from([(name, manifest("own"))]));
+    }
+}

@@ -13,11 +13,15 @@ mod clean;
 mod disk;
 mod entry;
 mod error;
+#[cfg(test)]
+mod faults;
 mod index;
 mod layout;
 mod list;
 mod lock;
 mod manifests;
+mod mark;
+mod partial;
 mod store;
 #[cfg(test)]
 mod testing;
@@ -173,5 +177,65 @@ impl Cache {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{Messages, config, fixture, image, read, store_small, stored};
+    use super::*;
+
+    #[tokio::test]
+    async fn opening_a_cache_creates_nothing() {
+        let fixture = fixture();
+        assert_eq!(read(&fixture.cache, "app", "1").await, None);
+        assert!(!fixture.cache.directory().exists());
+        fixture.cache.ensure_writable().await.unwrap();
+        assert_eq!(fixture.files(), Vec::<String>::new());
+        assert!(fixture.cache.directory().exists());
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_manifest_counts_as_absent_with_a_warning() {
+        let fixture = fixture();
+        let root = image(&fixture.cache, &config("x", "amd64"), &[b"layer"]).await;
+        let digest = root.digest().to_string();
+        for reference in ["1", &digest] {
+            let image = stored("app", reference, &root);
+            fixture.cache.store_image(image.clone()).await.unwrap();
+            let path = fixture
+                .cache
+                .directory()
+                .join("manifests/app")
+                .join(reference);
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(root.size() - 1).unwrap();
+            assert_eq!(read(&fixture.cache, "app", reference).await, None);
+            assert_eq!(
+                fixture
+                    .messages
+                    .count(&format!("{} is not used", path.display())),
+                1
+            );
+            fixture.cache.store_image(image).await.unwrap();
+            assert_eq!(
+                read(&fixture.cache, "app", reference).await.as_ref(),
+                Some(&root)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cache_with_another_output_is_the_same_cache() {
+        let fixture = fixture();
+        let messages = Messages::default();
+        let other = fixture
+            .cache
+            .with_output(OutputManager::new(messages.clone()));
+        store_small(&other, "app", "1", b"one").await;
+        std::fs::File::create(fixture.cache.directory().join("manifests/app/1")).unwrap();
+        assert_eq!(read(&other, "app", "1").await, None);
+        assert_eq!(messages.all().len(), 1);
+        assert_eq!(fixture.messages.all(), Vec::<String>::new());
     }
 }

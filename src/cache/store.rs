@@ -239,6 +239,8 @@ fn require_blobs(layout: &Layout, image: &StoredImage, manifest: &RawManifest) -
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::super::testing::{
@@ -246,7 +248,10 @@ mod tests {
         stored,
     };
     use super::*;
-    use crate::image::{Digest, MediaType};
+    use crate::{
+        cache::CleanRequest,
+        image::{Digest, MediaType},
+    };
 
     #[tokio::test]
     async fn the_index_and_the_layout_are_those_of_the_published_format() {
@@ -474,5 +479,30 @@ mod tests {
             "{:?}",
             fixture.messages.all()
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_store_that_is_given_up_halfway_loses_nothing_and_locks_nobody_out() {
+        let fixture = fixture();
+        for number in 0_u8..60 {
+            let root = image(&fixture.cache, &config("x", "amd64"), &[&[number]]).await;
+            let tag = number.to_string();
+            let store = fixture.cache.store_image(stored("app", &tag, &root));
+            let patience = Duration::from_micros(u64::from(number) * 50);
+            let in_time = tokio::time::timeout(patience, store).await.is_ok();
+            let found = read(&fixture.cache, "app", &tag).await;
+            assert!(found.is_none_or(|found| found == root));
+            if !in_time || number % 2 == 0 {
+                fixture
+                    .cache
+                    .store_image(stored("app", &tag, &root))
+                    .await
+                    .unwrap();
+            }
+        }
+        assert_eq!(fixture.index().as_object().unwrap().len(), 60);
+        let report = fixture.cache.clean(&CleanRequest::default()).await.unwrap();
+        assert_eq!(report.images.len(), 60);
+        assert_eq!(fixture.messages.all(), Vec::<String>::new());
     }
 }

@@ -44,7 +44,7 @@ impl Messages {
 pub(super) struct Fixture {
     pub(super) cache: Cache,
     pub(super) messages: Messages,
-    _folder: TempDir,
+    pub(super) folder: TempDir,
 }
 
 pub(super) fn fixture() -> Fixture {
@@ -55,7 +55,7 @@ pub(super) fn fixture() -> Fixture {
     Fixture {
         cache,
         messages,
-        _folder: folder,
+        folder,
     }
 }
 

@@ -1,35 +1,32 @@
-//! Writing one blob: bytes come in pieces, are hashed and written on a blocking thread, and the file gets its name only if
-//! digest and size are those of its descriptor.
+//! Writing one blob: bytes come in pieces and are hashed and written on a blocking thread.
 //!
-//! Pieces are collected into batches; while one batch is hashed and written, the next is collected. So at most two batches
-//! are in memory however large the blob is, and no thread waits for the network: a stalled download holds none.
+//! Pieces wait in a short queue, so memory does not grow with the blob. The thread takes all that wait at once and leaves
+//! when there is little: while the disk is the slower side it never waits for a hand-over, and while the network is, no
+//! thread waits for it. A stalled download holds none.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, IoSlice, Write},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::{sync::Notify, task::JoinHandle};
 
-use crate::image::{Descriptor, Digest, Hasher};
+use crate::image::Descriptor;
 
 use super::{
     Shared,
-    disk::{blocking, make_folder, remove_leftover},
+    disk::blocking,
     error::{Error, Result},
     lock::{Held, StoreGuard},
+    partial::{Blob, ClaimLocks, Unverified},
 };
 
-/// Bytes per batch: fits the second level cache between hashing and writing, and one hand-over to a thread (some 10 µs) is
-/// small beside the 0.2 ms its hashing takes.
-const BATCH_SIZE: usize = 256 * 1024;
+/// Bytes worth a hand-over to a thread: that costs some 10 µs, hashing and writing this much 0.2 ms.
+const ENOUGH: usize = 256 * 1024;
 
-/// More pieces than this would need several system calls anyway (`IOV_MAX` is 1024).
-const BATCH_PIECES: usize = 1024;
+/// Bytes that may wait. As many again may be with the thread, so a blob takes at most 2 MiB and a piece.
+const LIMIT: usize = 1024 * 1024;
 
 /// The right and the duty to fetch a blob. Dropped before [`BlobWriter::finish`], it leaves nothing behind and lets the
 /// next one try.
@@ -40,8 +37,7 @@ pub struct BlobWriter {
     shared: Arc<Shared>,
     claim: Arc<ClaimLocks>,
     received: u64,
-    batch: Vec<Bytes>,
-    batch_size: usize,
+    queue: Arc<Queue>,
     stage: Stage,
 }
 
@@ -50,10 +46,66 @@ pub struct BlobWriter {
 enum Stage {
     /// Here.
     Idle(Box<Blob<Unverified>>),
-    /// With the thread that writes a batch.
+    /// With the thread.
     Writing(JoinHandle<Result<Box<Blob<Unverified>>>>),
     /// Thrown away after an error.
     Gone,
+}
+
+/// Pieces that wait for the thread.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// The thread has taken what was waiting, or it has left.
+    moved: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    /// Whether the thread will look into the queue again.
+    working: bool,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, piece: Bytes) {
+        let mut waiting = self.lock();
+        waiting.bytes += piece.len();
+        waiting.pieces.push(piece);
+    }
+
+    fn take_all(&self) -> Vec<Bytes> {
+        let mut waiting = self.lock();
+        waiting.bytes = 0;
+        std::mem::take(&mut waiting.pieces)
+    }
+
+    /// The next batch of the thread; none tells it to leave.
+    fn take_enough(&self) -> Option<Vec<Bytes>> {
+        let enough = {
+            let mut waiting = self.lock();
+            waiting.working = waiting.bytes >= ENOUGH;
+            waiting.working
+        };
+        let batch = enough.then(|| self.take_all());
+        self.moved.notify_one();
+        batch
+    }
+}
+
+/// Tells the queue that the thread has left, also when it failed.
+struct Working(Arc<Queue>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.lock().working = false;
+        self.0.moved.notify_one();
+    }
 }
 
 impl BlobWriter {
@@ -74,8 +126,7 @@ impl BlobWriter {
             shared,
             claim,
             received: 0,
-            batch: Vec::new(),
-            batch_size: 0,
+            queue: Arc::default(),
             stage: Stage::Idle(Box::new(blob)),
         })
     }
@@ -92,27 +143,32 @@ impl BlobWriter {
             return Err(self.size_mismatch(received));
         }
         self.received = received;
-        if bytes.is_empty() {
-            return Ok(());
+        if !bytes.is_empty() {
+            self.queue.push(bytes);
         }
-        self.batch_size += bytes.len();
-        self.batch.push(bytes);
-        if self.batch_size >= BATCH_SIZE || self.batch.len() >= BATCH_PIECES {
-            let mut blob = self.idle().await?;
-            let batch = self.take_batch();
-            self.stage = Stage::Writing(tokio::task::spawn_blocking(move || {
-                blob.append(&batch)?;
-                Ok(blob)
-            }));
+        loop {
+            let (waiting, working) = {
+                let queue = self.queue.lock();
+                (queue.bytes, queue.working)
+            };
+            if waiting < ENOUGH || (working && waiting < LIMIT) {
+                return Ok(());
+            }
+            if working {
+                self.queue.moved.notified().await;
+            } else {
+                let blob = self.idle().await?;
+                self.start(blob);
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Starts again from the first byte, also after an error. The file is a new one: after a failed write nobody knows
     /// what the old one holds.
     pub async fn restart(&mut self) -> Result<()> {
         let former = self.idle().await;
-        self.take_batch();
+        self.queue.take_all();
         self.received = 0;
         let (descriptor, shared) = (self.descriptor.clone(), Arc::clone(&self.shared));
         let claim = Arc::clone(&self.claim);
@@ -131,16 +187,28 @@ impl BlobWriter {
             return Err(self.size_mismatch(self.received));
         }
         let mut blob = self.idle().await?;
-        let batch = self.take_batch();
+        let rest = self.queue.take_all();
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            blob.append(&batch)?;
+            blob.append(&rest)?;
             blob.verify()?.link(&shared)
         })
         .await
     }
 
-    /// Waits for the batch that is being written and takes the file.
+    /// Hands the file to a thread, which works as long as there is enough to do.
+    fn start(&mut self, mut blob: Box<Blob<Unverified>>) {
+        self.queue.lock().working = true;
+        let working = Working(Arc::clone(&self.queue));
+        self.stage = Stage::Writing(tokio::task::spawn_blocking(move || {
+            while let Some(batch) = working.0.take_enough() {
+                blob.append(&batch)?;
+            }
+            Ok(blob)
+        }));
+    }
+
+    /// Waits until the thread has left and takes the file.
     async fn idle(&mut self) -> Result<Box<Blob<Unverified>>> {
         if let Stage::Writing(task) = &mut self.stage {
             // Awaited in place, so that a caller who is cancelled here loses nothing.
@@ -164,11 +232,6 @@ impl BlobWriter {
         }
     }
 
-    fn take_batch(&mut self) -> Vec<Bytes> {
-        self.batch_size = 0;
-        std::mem::take(&mut self.batch)
-    }
-
     fn size_mismatch(&self, actual: u64) -> Error {
         Error::SizeMismatch {
             digest: self.descriptor.digest.clone(),
@@ -189,149 +252,153 @@ impl Drop for BlobWriter {
     }
 }
 
-/// What a claim holds until its file has its name or is removed.
-#[derive(Debug)]
-struct ClaimLocks {
-    _blob: Held,
-    _store: StoreGuard,
-}
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
 
-/// The bytes of a blob in its partial file. Only a verified one can be linked under its digest.
-#[derive(Debug)]
-struct Blob<State> {
-    // Before the locks, so that the file is gone when the next one tries.
-    partial: Partial,
-    state: State,
-    digest: Digest,
-    size: u64,
-    claim: Arc<ClaimLocks>,
-}
+    use super::super::{
+        Cache, Claim,
+        testing::{fixture, layer, put},
+    };
+    use super::*;
+    use crate::image::{Algorithm, Digest};
 
-/// Bytes are still coming.
-#[derive(Debug)]
-struct Unverified {
-    hasher: Hasher,
-    written: u64,
-}
-
-/// All bytes are there, and they are the right ones.
-#[derive(Debug)]
-struct Verified;
-
-impl Blob<Unverified> {
-    fn create(descriptor: &Descriptor, shared: &Shared, claim: Arc<ClaimLocks>) -> Result<Self> {
-        let path = shared.layout.partial(&descriptor.digest);
-        Ok(Self {
-            partial: Partial::create(path, descriptor.size)?,
-            state: Unverified {
-                hasher: Hasher::new(descriptor.digest.algorithm()),
-                written: 0,
-            },
-            digest: descriptor.digest.clone(),
-            size: descriptor.size,
-            claim,
-        })
-    }
-
-    fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
-        for piece in pieces {
-            self.state.hasher.update(piece);
-        }
-        let missing = self.size.saturating_sub(self.state.written);
-        write_all(&mut self.partial.file, pieces)
-            .map_err(|source| Error::writing("write", &self.partial.path, missing, source))?;
-        self.state.written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        Ok(())
-    }
-
-    fn verify(self) -> Result<Blob<Verified>> {
-        if self.state.written != self.size {
-            return Err(Error::SizeMismatch {
-                digest: self.digest,
-                expected: self.size,
-                actual: self.state.written,
-            });
-        }
-        let actual = self.state.hasher.finish();
-        if actual != self.digest {
-            return Err(Error::DigestMismatch {
-                expected: self.digest,
-                actual,
-            });
-        }
-        Ok(Blob {
-            partial: self.partial,
-            state: Verified,
-            digest: self.digest,
-            size: self.size,
-            claim: self.claim,
-        })
-    }
-}
-
-impl Blob<Verified> {
-    fn link(self, shared: &Shared) -> Result<()> {
-        let Verified = self.state;
-        let target = shared.layout.blob(&self.digest);
-        make_folder(&shared.layout.blobs(self.digest.algorithm()))?;
-        self.partial.rename(&target)?;
-        shared.barrier.note(&self.digest);
-        Ok(())
-    }
-}
-
-/// A partial file; dropped before it gets its name, it is removed.
-#[derive(Debug)]
-struct Partial {
-    path: PathBuf,
-    file: File,
-    named: bool,
-}
-
-impl Partial {
-    /// A new file: what a killed run left there is of no use, and what somebody planted there even less.
-    fn create(path: PathBuf, size: u64) -> Result<Self> {
-        make_folder(path.parent().unwrap_or(&path))?;
-        remove_leftover(&path);
-        let file = File::create_new(&path)
-            .map_err(|source| Error::writing("create", &path, size, source))?;
-        Ok(Self {
-            path,
-            file,
-            named: false,
-        })
-    }
-
-    /// Gives the file its name; from now on nobody writes to it.
-    fn rename(mut self, target: &Path) -> Result<()> {
-        self.file
-            .set_permissions(Permissions::from_mode(0o444))
-            .and_then(|()| fs::rename(&self.path, target))
-            .map_err(|source| Error::writing("rename a finished download to", target, 0, source))?;
-        self.named = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.named {
-            remove_leftover(&self.path);
+    async fn claim(cache: &Cache, descriptor: &Descriptor) -> BlobWriter {
+        match cache.claim_blob(descriptor).await.unwrap() {
+            Claim::Fetch(writer) => writer,
+            Claim::Present => panic!("{} is present", descriptor.digest),
         }
     }
-}
 
-/// Writes all pieces with as few system calls as possible.
-fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    let mut rest = slices.as_mut_slice();
-    while !rest.is_empty() {
-        match file.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut rest, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    #[tokio::test]
+    async fn a_blob_with_a_wrong_digest_is_never_linked() {
+        let fixture = fixture();
+        let wanted = layer(b"right");
+        let error = put(&fixture.cache, &wanted, b"wrong").await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::DigestMismatch { .. }), "{text}");
+        for digest in [&wanted.digest, &Digest::of(b"wrong")] {
+            assert!(text.contains(&digest.to_string()), "{text}");
+        }
+        assert!(!fixture.cache.has_blob(&wanted).await.unwrap());
+        assert_eq!(fixture.files(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_blob_with_too_few_or_too_many_bytes_is_refused() {
+        let fixture = fixture();
+        let mut short = layer(b"five!");
+        short.size = 6;
+        let error = put(&fixture.cache, &short, b"five!").await.unwrap_err();
+        assert!(
+            error.to_string().contains("6 bytes, but only 5 came"),
+            "{error}"
+        );
+        let mut long = layer(b"five!");
+        long.size = 4;
+        let error = put(&fixture.cache, &long, b"five!").await.unwrap_err();
+        assert!(
+            error.to_string().contains("4 bytes, but at least 5 came"),
+            "{error}"
+        );
+        put(&fixture.cache, &layer(b"five!"), b"five!")
+            .await
+            .unwrap();
+        assert!(!fixture.cache.has_blob(&long).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_finished_blob_is_read_only_and_complete() {
+        let fixture = fixture();
+        // More than the queue holds, in pieces of odd sizes.
+        let content: Vec<u8> = (0..=250).cycle().take(LIMIT * 3).collect();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let mut descriptor = layer(&content);
+            descriptor.digest = Digest::with_algorithm(algorithm, &content);
+            let mut writer = claim(&fixture.cache, &descriptor).await;
+            for piece in content.chunks(70_001) {
+                writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
+                writer.write(Bytes::new()).await.unwrap();
+            }
+            writer.finish().await.unwrap();
+            let path = fixture.cache.shared.layout.blob(&descriptor.digest);
+            assert!(path.parent().unwrap().ends_with(algorithm.name()));
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o444);
+            assert!(
+                fixture
+                    .cache
+                    .open_blob(&descriptor)
+                    .await
+                    .unwrap()
+                    .is_some()
+            );
         }
     }
-    Ok(())
+
+    #[tokio::test]
+    async fn an_empty_blob_is_a_blob() {
+        let fixture = fixture();
+        put(&fixture.cache, &layer(b""), b"").await.unwrap();
+        assert!(fixture.cache.has_blob(&layer(b"")).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_restart_forgets_what_came_before() {
+        let fixture = fixture();
+        let content = vec![7; ENOUGH * 2];
+        let descriptor = layer(&content);
+        let mut writer = claim(&fixture.cache, &descriptor).await;
+        writer.write(vec![1; ENOUGH + 1].into()).await.unwrap();
+        writer.restart().await.unwrap();
+        let excess = writer.write(vec![7; content.len() + 1].into()).await;
+        assert!(matches!(excess, Err(Error::SizeMismatch { .. })));
+        writer.restart().await.unwrap();
+        writer.write(content.into()).await.unwrap();
+        writer.finish().await.unwrap();
+        assert!(fixture.cache.has_blob(&descriptor).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_is_dropped_leaves_nothing_and_lets_the_next_one_in() {
+        let fixture = fixture();
+        let content = vec![7; ENOUGH * 2];
+        let descriptor = layer(&content);
+        for received in [0, 10, ENOUGH + 1] {
+            let mut writer = claim(&fixture.cache, &descriptor).await;
+            writer
+                .write(content[..received].to_vec().into())
+                .await
+                .unwrap();
+            drop(writer);
+        }
+        // The next claim has waited until the one before was gone.
+        let writer = claim(&fixture.cache, &descriptor).await;
+        assert_eq!(
+            fixture.files(),
+            [format!("blobs/.partial/{}", descriptor.digest)]
+        );
+        drop(writer);
+        put(&fixture.cache, &descriptor, &content).await.unwrap();
+        assert_eq!(fixture.files().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_slow_disk_holds_the_network_back() {
+        let fixture = fixture();
+        let mut descriptor = layer(b"");
+        descriptor.size = u64::MAX / 2;
+        let cache = fixture.cache.clone();
+        // No volume has that much room, and the caller hears it before the first byte.
+        let error = cache.claim_blob(&descriptor).await.unwrap_err();
+        assert!(matches!(error, Error::CacheFull { .. }), "{error}");
+        descriptor.size = 1 << 30;
+        let mut writer = claim(&cache, &descriptor).await;
+        let piece = Bytes::from(vec![0; 64 * 1024]);
+        for _ in 0..4000 {
+            writer.write(piece.clone()).await.unwrap();
+            assert!(writer.queue.lock().bytes < LIMIT + piece.len());
+        }
+    }
 }

@@ -4,23 +4,22 @@
 //! Bodies are streamed in both directions, never held.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, LOCATION, TRANSFER_ENCODING,
 };
 use hyper::{Method, Request, Response};
-use tokio::time::Sleep;
 
+pub use super::faults::{Action, Rule};
+use super::faults::{Shape, faults_of};
 use super::registry::{Access, Registry};
+use super::shaped_body::Shaped;
 use super::web::{Answer, HangUp, Server, answer};
 use super::{Context, Result};
 
@@ -46,41 +45,6 @@ pub struct GatewayBuilder {
 pub struct Bearer {
     uses_per_token: usize,
     credentials: Option<(String, String)>,
-}
-
-/// Which requests something happens to, and what.
-#[derive(Debug, Clone)]
-pub struct Rule {
-    method: Option<Method>,
-    path_contains: String,
-    header: Option<String>,
-    skip: usize,
-    times: usize,
-    action: Action,
-    seen: usize,
-}
-
-/// What happens to a request. The first two end it; the others shape its way to the registry and back, and add up.
-#[derive(Debug, Clone)]
-pub enum Action {
-    /// The registry never sees the request.
-    Respond {
-        status: u16,
-        headers: Vec<(String, String)>,
-        body: Bytes,
-    },
-    /// The connection ends without an answer.
-    HangUp,
-    /// The request waits before it is passed on.
-    Delay(Duration),
-    /// The answer's body ends with the connection after this many bytes.
-    CutAnswer(u64),
-    /// The connection ends after this many bytes of the request's body.
-    CutRequest(u64),
-    /// The answer's body comes at this rate, in bytes per second.
-    SlowAnswer(u64),
-    /// The byte at this offset of the answer's body is another one.
-    CorruptAnswer(u64),
 }
 
 /// One request, as it came from the client and as it was answered.
@@ -226,114 +190,6 @@ impl Bearer {
     }
 }
 
-impl Action {
-    /// An answer without headers of its own.
-    pub fn status(status: u16) -> Self {
-        Self::Respond {
-            status,
-            headers: Vec::new(),
-            body: Bytes::new(),
-        }
-    }
-
-    /// 429 with `Retry-After`, and an error body as registries send it.
-    pub fn too_many_requests(retry_after_seconds: u64) -> Self {
-        Self::Respond {
-            status: 429,
-            headers: vec![
-                ("retry-after".to_owned(), retry_after_seconds.to_string()),
-                ("content-type".to_owned(), "application/json".to_owned()),
-            ],
-            body: Bytes::from_static(
-                br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}"#,
-            ),
-        }
-    }
-
-    /// A web page where a registry's answer was expected, as captive portals and wrong hosts send it.
-    pub fn html_page(status: u16) -> Self {
-        Self::Respond {
-            status,
-            headers: vec![("content-type".to_owned(), "text/html".to_owned())],
-            body: Bytes::from_static(b"<!DOCTYPE html><html><body><h1>Welcome</h1></body></html>"),
-        }
-    }
-
-    /// An error body of the distribution protocol.
-    pub fn registry_error(status: u16, code: &str, message: &str) -> Self {
-        Self::Respond {
-            status,
-            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
-            body: serde_json::json!({"errors": [{"code": code, "message": message}]})
-                .to_string()
-                .into(),
-        }
-    }
-}
-
-impl Rule {
-    /// For all requests with this method and a path that contains `part`.
-    pub fn on(method: &Method, part: &str, action: Action) -> Self {
-        Self {
-            method: Some(method.clone()),
-            ..Self::on_any(part, action)
-        }
-    }
-
-    /// For all requests with a path that contains `part`.
-    pub fn on_any(part: &str, action: Action) -> Self {
-        let path_contains = part.to_owned();
-        Self {
-            method: None,
-            path_contains,
-            header: None,
-            skip: 0,
-            times: usize::MAX,
-            action,
-            seen: 0,
-        }
-    }
-
-    /// Only for requests that carry this header, such as `range`.
-    #[must_use]
-    pub fn with_header(mut self, name: &str) -> Self {
-        self.header = Some(name.to_owned());
-        self
-    }
-
-    /// Not for the first so many of them.
-    #[must_use]
-    pub fn skip(mut self, count: usize) -> Self {
-        self.skip = count;
-        self
-    }
-
-    /// Only so many times.
-    #[must_use]
-    pub fn times(mut self, count: usize) -> Self {
-        self.times = count;
-        self
-    }
-
-    /// Counts a request, and says whether it is one that the rule is for.
-    fn applies(&mut self, request: &Request<Incoming>) -> bool {
-        let wanted = self
-            .method
-            .as_ref()
-            .is_none_or(|method| method == request.method())
-            && request.uri().path().contains(&self.path_contains)
-            && self
-                .header
-                .as_ref()
-                .is_none_or(|name| request.headers().contains_key(name));
-        if !wanted {
-            return false;
-        }
-        self.seen += 1;
-        self.seen > self.skip && self.seen - self.skip <= self.times
-    }
-}
-
 impl GatewayBuilder {
     #[must_use]
     pub fn bearer(mut self, bearer: Bearer) -> Self {
@@ -411,15 +267,6 @@ struct State {
     tokens: Mutex<HashMap<String, usize>>,
 }
 
-/// All faults of one request.
-#[derive(Default)]
-struct Faults {
-    ending: Option<Action>,
-    delay: Duration,
-    request: Shape,
-    answer: Shape,
-}
-
 impl State {
     async fn handle(&self, request: Request<Incoming>) -> Answer {
         let entry = self.record(&request);
@@ -431,7 +278,7 @@ impl State {
             .and_then(|host| host.to_str().ok())
             .unwrap_or_default()
             .to_owned();
-        let faults = self.faults(&request);
+        let faults = faults_of(&request, &mut lock(&self.rules));
         if !faults.delay.is_zero() {
             tokio::time::sleep(faults.delay).await;
         }
@@ -461,7 +308,9 @@ impl State {
         };
         lock(&entry).status = Some(answer.status().as_u16());
         let (head, body) = answer.into_parts();
-        let shaped = Shaped::new(body, faults.answer, Direction::Answer, entry, Some(end));
+        let shaped = Shaped::new(body, faults.answer, move |bytes| {
+            end.count(bytes);
+        });
         Ok(Response::from_parts(head, shaped.boxed_unsync()))
     }
 
@@ -479,27 +328,6 @@ impl State {
         }));
         lock(&self.log).push(Arc::clone(&entry));
         entry
-    }
-
-    fn faults(&self, request: &Request<Incoming>) -> Faults {
-        let mut faults = Faults::default();
-        for rule in lock(&self.rules).iter_mut() {
-            if !rule.applies(request) {
-                continue;
-            }
-            match rule.action.clone() {
-                // The first of them decides.
-                ending @ (Action::Respond { .. } | Action::HangUp) => {
-                    faults.ending.get_or_insert(ending);
-                }
-                Action::Delay(delay) => faults.delay += delay,
-                Action::CutAnswer(bytes) => faults.answer.cut_after = Some(bytes),
-                Action::CutRequest(bytes) => faults.request.cut_after = Some(bytes),
-                Action::SlowAnswer(rate) => faults.answer.bytes_per_second = Some(rate.max(1)),
-                Action::CorruptAnswer(offset) => faults.answer.corrupt_at = Some(offset),
-            }
-        }
-        faults
     }
 
     /// Takes one use off the request's token, if a token is needed.
@@ -575,7 +403,10 @@ impl State {
             .headers(headers);
         if has_body {
             let body = body.map_err(|_| HangUp);
-            let shaped = Shaped::new(body, shape, Direction::Request, Arc::clone(entry), None);
+            let entry = Arc::clone(entry);
+            let shaped = Shaped::new(body, shape, move |bytes| {
+                lock(&entry).request_bytes += bytes;
+            });
             forwarded = forwarded.body(reqwest::Body::wrap(shaped));
         }
         // The registry is gone, the client is, or a rule cut the request: in each case there is nobody to answer.
@@ -659,177 +490,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What happens to a body on its way.
-#[derive(Debug, Clone, Default)]
-struct Shape {
-    cut_after: Option<u64>,
-    bytes_per_second: Option<u64>,
-    corrupt_at: Option<u64>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Direction {
-    Request,
-    Answer,
-}
-
-/// A body that is counted, and shaped where a rule says so.
-struct Shaped<B> {
-    body: B,
-    shape: Shape,
-    direction: Direction,
-    entry: Entry,
-    /// Bytes taken from the body, and of them those that were not given on yet.
-    taken: u64,
-    held: Bytes,
-    pause: Option<Pin<Box<Sleep>>>,
-    cut: Cut,
-    _end: Option<EndOnDrop>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Cut {
-    NotReached,
-    /// What is held is the last that gets through.
-    Reached,
-    /// That is on its way.
-    Flushed,
-}
-
-/// Notes the end of an exchange, also of one whose connection breaks.
+/// Counts an answer's bytes, and notes the end of an exchange, also of one whose connection breaks.
 struct EndOnDrop(Entry);
+
+impl EndOnDrop {
+    fn count(&self, bytes: u64) {
+        lock(&self.0).answer_bytes += bytes;
+    }
+}
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
         lock(&self.0).ended.get_or_insert_with(Instant::now);
-    }
-}
-
-/// Before a cut the bytes that were promised get this long to leave; hyper drops what it has not written yet.
-const FLUSH_TIME: Duration = Duration::from_millis(20);
-
-/// A slow body comes in pieces this far apart, so that it flows instead of jumping.
-const PIECE_INTERVAL: Duration = Duration::from_millis(50);
-
-impl<B> Shaped<B> {
-    fn new(
-        body: B,
-        shape: Shape,
-        direction: Direction,
-        entry: Entry,
-        end: Option<EndOnDrop>,
-    ) -> Self {
-        let (held, pause, cut) = (Bytes::new(), None, Cut::NotReached);
-        Self {
-            body,
-            shape,
-            direction,
-            entry,
-            taken: 0,
-            held,
-            pause,
-            cut,
-            _end: end,
-        }
-    }
-
-    /// Takes bytes from the body, less those behind a cut.
-    fn take(&mut self, mut data: Bytes) {
-        if let Some(limit) = self.shape.cut_after {
-            let left = limit.saturating_sub(self.taken);
-            if data.len() as u64 > left {
-                data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                self.cut = Cut::Reached;
-            }
-        }
-        if let Some(offset) = self.shape.corrupt_at {
-            let here = offset
-                .checked_sub(self.taken)
-                .and_then(|offset| usize::try_from(offset).ok());
-            if let Some(here) = here.filter(|here| *here < data.len()) {
-                let mut changed = data.to_vec();
-                changed[here] ^= 0xff;
-                data = changed.into();
-            }
-        }
-        self.taken += data.len() as u64;
-        self.held = data;
-        self.pause = self.shape.bytes_per_second.map(|_| pause(PIECE_INTERVAL));
-    }
-
-    /// Gives on what is held, or the next piece of it.
-    fn give(&mut self) -> Bytes {
-        let piece = match self.shape.bytes_per_second {
-            None => std::mem::take(&mut self.held),
-            Some(rate) => {
-                let size = u128::from(rate) * PIECE_INTERVAL.as_millis() / 1000;
-                let size = usize::try_from(size).unwrap_or(usize::MAX).max(1);
-                self.pause = Some(pause(PIECE_INTERVAL));
-                self.held.split_to(size.min(self.held.len()))
-            }
-        };
-        let mut exchange = lock(&self.entry);
-        match self.direction {
-            Direction::Request => exchange.request_bytes += piece.len() as u64,
-            Direction::Answer => exchange.answer_bytes += piece.len() as u64,
-        }
-        piece
-    }
-}
-
-fn pause(duration: Duration) -> Pin<Box<Sleep>> {
-    Box::pin(tokio::time::sleep(duration))
-}
-
-impl<B> HttpBody for Shaped<B>
-where
-    B: HttpBody<Data = Bytes, Error = HangUp> + Unpin,
-{
-    type Data = Bytes;
-    type Error = HangUp;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> Poll<Option<std::result::Result<Frame<Bytes>, HangUp>>> {
-        let this = self.get_mut();
-        loop {
-            if let Some(pause) = &mut this.pause {
-                ready!(pause.as_mut().poll(context));
-                this.pause = None;
-            }
-            if !this.held.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(this.give()))));
-            }
-            match this.cut {
-                Cut::NotReached => {}
-                Cut::Reached => {
-                    this.cut = Cut::Flushed;
-                    this.pause = Some(pause(FLUSH_TIME));
-                    continue;
-                }
-                Cut::Flushed => return Poll::Ready(Some(Err(HangUp))),
-            }
-            match ready!(Pin::new(&mut this.body).poll_frame(context)) {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => this.take(data),
-                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-                },
-                end => return Poll::Ready(end),
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.held.is_empty() && self.cut == Cut::NotReached && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        // What the other side announced, in spite of a cut: the client shall miss the rest.
-        let mut hint = self.body.size_hint();
-        if let Some(exact) = hint.exact() {
-            hint.set_exact(exact + self.held.len() as u64);
-        }
-        hint
     }
 }

@@ -17,11 +17,13 @@
 pub mod binary;
 pub mod control_plane;
 pub mod failure;
+pub mod faults;
 pub mod gateway;
 pub mod images;
 pub mod ports;
 pub mod process;
 pub mod registry;
+pub mod shaped_body;
 pub mod skopeo;
 pub mod token_server;
 pub mod web;

@@ -180,10 +180,15 @@ async fn a_body_can_be_cut_and_corrupted_and_slowed() -> Result<()> {
 
     gateway.clear_rules();
     gateway.add_rule(Rule::on(&Method::GET, BLOBS, Action::SlowAnswer(400_000)));
+    gateway.forget();
     let started = Instant::now();
     assert_eq!(download_layer(&gateway, &image).await?, whole);
     let took = started.elapsed();
     assert!(took > Duration::from_millis(400), "{took:?}");
+    // It was under way until the last byte.
+    let recorded = gateway.exchanges().remove(0);
+    let ended = recorded.ended.context("it did not end")?;
+    assert!(ended - recorded.started > Duration::from_millis(400));
     Ok(())
 }
 

@@ -1,0 +1,301 @@
+//! Tests on disks that are full or read-only. Root may write everywhere, so permissions prove nothing: each test runs again
+//! as a process of its own with a small volume in its own mount namespace.
+
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{
+    error::{Class, Classified},
+    output::OutputManager,
+};
+
+use super::{
+    Cache, Claim, CleanRequest, Error,
+    testing::{Messages, config, image, layer, put, read, store_small, stored},
+};
+
+/// Where the second process finds its volume.
+const VOLUME: &str = "IMAGE_PUSHER_TEST_VOLUME";
+
+/// The folder of the volume in the process that has one. In the one that has none, runs the test in the other and returns
+/// nothing.
+fn volume(test: &str, options: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os(VOLUME) {
+        return Some(folder.into());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
+        .arg("mount -t tmpfs -o \"$1\" none \"$2\"; exec \"$3\" --exact --nocapture \"$4\"")
+        .args(["sh", options])
+        .arg(folder.path())
+        .arg(std::env::current_exe().unwrap())
+        .arg(format!("cache::faults::{test}"))
+        .env(VOLUME, folder.path())
+        .output()
+        .unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "the test did not run: {said}");
+    None
+}
+
+fn remount_read_only(volume: &Path) {
+    let done = Command::new("mount")
+        .args(["-o", "remount,ro"])
+        .arg(volume)
+        .status();
+    assert!(done.unwrap().success());
+}
+
+/// Writes zeros until there are only about `rest` bytes left.
+fn fill(volume: &Path, rest: u64) -> PathBuf {
+    let path = volume.join("ballast");
+    let free = rustix::fs::statvfs(volume).unwrap();
+    let length = usize::try_from(free.f_bavail * free.f_frsize - rest).unwrap();
+    File::create(&path)
+        .unwrap()
+        .write_all(&vec![0; length])
+        .unwrap();
+    path
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files_below(&entry.path()));
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+fn open(volume: &Path) -> (Cache, Messages) {
+    let messages = Messages::default();
+    let cache = Cache::open(volume.join("cache"), OutputManager::new(messages.clone())).unwrap();
+    (cache, messages)
+}
+
+fn assert_unwritable<T: std::fmt::Debug>(result: Result<T, Error>, path: &Path) {
+    let error = result.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::CacheUnwritable { .. }), "{error:?}");
+    assert!(text.contains(&path.display().to_string()), "{text}");
+    assert!(text.contains("--cache-dir"), "{text}");
+    assert_eq!(
+        (error.reason(), error.class()),
+        ("CacheUnwritable", Class::Storage)
+    );
+}
+
+#[tokio::test]
+async fn a_read_only_cache_can_be_read_and_says_why_it_cannot_be_written() {
+    let Some(volume) = volume(
+        "a_read_only_cache_can_be_read_and_says_why_it_cannot_be_written",
+        "size=4m",
+    ) else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    store_small(&cache, "app", "1", b"one").await;
+    remount_read_only(&volume);
+
+    for (cache, messages) in [open(&volume), (cache, Messages::default())] {
+        let _guard = cache.read_shared().await.unwrap();
+        assert_eq!(cache.list().await.unwrap().len(), 1);
+        assert!(read(&cache, "app", "1").await.is_some());
+        assert!(cache.open_blob(&layer(b"one")).await.unwrap().is_some());
+        assert!(matches!(
+            cache.claim_blob(&layer(b"one")).await,
+            Ok(Claim::Present)
+        ));
+        let dry = CleanRequest {
+            dry_run: true,
+            ..CleanRequest::default()
+        };
+        assert_eq!(cache.clean(&dry).await.unwrap().images, ["app:1"]);
+
+        assert_unwritable(cache.ensure_writable().await, cache.directory());
+        assert_unwritable(cache.use_shared().await, cache.directory());
+        assert_unwritable(cache.claim_blob(&layer(b"two")).await, cache.directory());
+        assert_unwritable(
+            cache.clean(&CleanRequest::default()).await,
+            cache.directory(),
+        );
+        assert_eq!(messages.all(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn an_empty_read_only_volume_is_an_empty_cache() {
+    let Some(volume) = volume("an_empty_read_only_volume_is_an_empty_cache", "ro") else {
+        return;
+    };
+    let (cache, messages) = open(&volume);
+    assert_eq!(cache.list().await.unwrap(), []);
+    let _guard = cache.read_shared().await.unwrap();
+    assert_eq!(read(&cache, "app", "1").await, None);
+    assert_unwritable(cache.ensure_writable().await, cache.directory());
+    assert_eq!(messages.all(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_file_where_the_folder_should_be_is_unwritable() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    File::create(&file).unwrap();
+    for cache_dir in [file.clone(), file.join("below")] {
+        let cache = Cache::open(&cache_dir, OutputManager::silent()).unwrap();
+        assert_unwritable(cache.ensure_writable().await, &cache_dir);
+        assert_unwritable(cache.use_shared().await, &cache_dir);
+        assert_eq!(read(&cache, "app", "1").await, None);
+    }
+}
+
+#[tokio::test]
+async fn a_blob_larger_than_the_volume_is_refused_before_its_first_byte() {
+    let Some(volume) = volume(
+        "a_blob_larger_than_the_volume_is_refused_before_its_first_byte",
+        "size=1m",
+    ) else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    let error = cache
+        .claim_blob(&layer(&vec![0; 2 << 20]))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::CacheFull { needed, .. } if needed == 2 << 20),
+        "{error:?}"
+    );
+    let text = error.to_string();
+    assert!(text.contains("2.0 MiB more are needed"), "{text}");
+    assert!(text.contains("1.0 MiB are free"), "{text}");
+    assert!(text.contains("clean"), "{text}");
+    assert_eq!(
+        (error.reason(), error.class()),
+        ("CacheFull", Class::Storage)
+    );
+}
+
+#[tokio::test]
+async fn a_volume_that_fills_up_during_a_download_keeps_nothing_of_it() {
+    let Some(volume) = volume(
+        "a_volume_that_fills_up_during_a_download_keeps_nothing_of_it",
+        "size=4m",
+    ) else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    store_small(&cache, "app", "1", b"one").await;
+    let before = files_below(&volume.join("cache/blobs"));
+    let content = vec![1; 3 << 20];
+    let Claim::Fetch(mut writer) = cache.claim_blob(&layer(&content)).await.unwrap() else {
+        panic!("nobody has fetched it")
+    };
+    let ballast = fill(&volume, 1 << 20);
+    let mut failed = None;
+    for piece in content.chunks(64 * 1024) {
+        if let Err(error) = writer.write(piece.to_vec().into()).await {
+            failed = Some(error);
+            break;
+        }
+    }
+    let error = failed.unwrap();
+    assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
+    // It stays failed, until there is room and it starts again.
+    assert!(writer.write(content[..1].to_vec().into()).await.is_err());
+    std::fs::remove_file(&ballast).unwrap();
+    writer.restart().await.unwrap();
+    fill(&volume, 1 << 20);
+    writer.write(content.clone().into()).await.unwrap();
+    let error = writer.finish().await.unwrap_err();
+    assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
+    assert_eq!(files_below(&volume.join("cache/blobs")), before);
+    assert_eq!(cache.list().await.unwrap().len(), 1);
+    std::fs::remove_file(&ballast).unwrap();
+    put(&cache, &layer(&content), &content).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_volume_never_gets_half_a_reference() {
+    let Some(volume) = volume("a_full_volume_never_gets_half_a_reference", "size=1m") else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    store_small(&cache, "app", "1", b"one").await;
+    let old = read(&cache, "app", "1").await.unwrap();
+    let new = image(&cache, &config("2", "amd64"), &[b"two"]).await;
+    let ballast = fill(&volume, 0);
+    let error = cache
+        .store_image(stored("app", "1", &new))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
+    assert_eq!(read(&cache, "app", "1").await.unwrap(), old);
+    assert_eq!(files_below(&volume.join("cache/manifests")).len(), 1);
+    std::fs::remove_file(&ballast).unwrap();
+    cache.store_image(stored("app", "1", &new)).await.unwrap();
+    assert_eq!(read(&cache, "app", "1").await.unwrap(), new);
+}
+
+#[tokio::test]
+async fn a_volume_without_inodes_is_full() {
+    let Some(volume) = volume("a_volume_without_inodes_is_full", "size=1m,nr_inodes=24") else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    cache.ensure_writable().await.unwrap();
+    let mut number = 0;
+    while File::create(volume.join(format!("file-{number}"))).is_ok() {
+        number += 1;
+    }
+    let error = cache.ensure_writable().await.unwrap_err();
+    assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains("no inode for another file"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn an_image_is_complete_even_if_its_entry_cannot_be_written() {
+    let Some(volume) = volume(
+        "an_image_is_complete_even_if_its_entry_cannot_be_written",
+        "size=2m",
+    ) else {
+        return;
+    };
+    let (cache, messages) = open(&volume);
+    for number in 0..40 {
+        store_small(&cache, "app", &number.to_string(), &[number]).await;
+    }
+    let new = image(&cache, &config("new", "amd64"), &[b"new"]).await;
+    // Room for a manifest, not for the index, which has a kibibyte for each image.
+    let ballast = fill(&volume, 16 * 1024);
+    cache.store_image(stored("app", "new", &new)).await.unwrap();
+    assert_eq!(
+        messages.count("index could not be written"),
+        1,
+        "{:?}",
+        messages.all()
+    );
+    assert_eq!(read(&cache, "app", "new").await.unwrap(), new);
+    assert_eq!(cache.list().await.unwrap().len(), 41);
+    std::fs::remove_file(&ballast).unwrap();
+    // The next write brings the lost entry along.
+    store_small(&cache, "app", "last", b"last").await;
+    let index = std::fs::read_to_string(cache.directory().join("index.json")).unwrap();
+    assert!(index.contains("\"app/new\"") && index.contains("\"app/last\""));
+}

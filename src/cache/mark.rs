@@ -1,0 +1,119 @@
+//! The mark phase of `clean`: which manifests and blobs are reached from the images that stay. Reads only.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::image::{Digest, Manifest, RawManifest, Repository};
+
+use super::{
+    error::{Error, Result},
+    manifests::{Stored, StoredReference},
+};
+
+/// What the roots reach.
+#[derive(Debug, Default)]
+pub(super) struct Marks<'a> {
+    /// Positions in the list of references.
+    pub(super) manifests: HashSet<usize>,
+    /// The digests of these manifests.
+    digests: HashSet<(&'a Repository, Digest)>,
+    pub(super) blobs: HashSet<Digest>,
+}
+
+impl<'a> Marks<'a> {
+    /// Walks from `roots`, positions in the list. `doomed` are to go by name.
+    pub(super) fn walk(
+        references: &'a [StoredReference],
+        roots: Vec<usize>,
+        doomed: &BTreeSet<usize>,
+    ) -> Result<Self> {
+        let by_digest: HashMap<(&Repository, &Digest), usize> = references
+            .iter()
+            .enumerate()
+            .filter_map(|(position, reference)| {
+                let digest = reference.name.reference.digest()?;
+                Some(((&reference.name.repository, digest), position))
+            })
+            .collect();
+        let mut marks = Self::default();
+        let mut open = roots;
+        while !open.is_empty() {
+            while let Some(position) = open.pop() {
+                marks.mark(position, references, &by_digest, &mut open)?;
+            }
+            // Signatures and the like stay with what they are about, unless they are to go by name.
+            let others = by_digest.values().filter(|position| {
+                !marks.manifests.contains(*position) && !doomed.contains(*position)
+            });
+            for position in others {
+                if marks.is_about_a_marked_one(&references[*position])? {
+                    open.push(*position);
+                }
+            }
+        }
+        Ok(marks)
+    }
+
+    fn mark(
+        &mut self,
+        position: usize,
+        references: &'a [StoredReference],
+        by_digest: &HashMap<(&Repository, &Digest), usize>,
+        open: &mut Vec<usize>,
+    ) -> Result<()> {
+        if !self.manifests.insert(position) {
+            return Ok(());
+        }
+        let reference = &references[position];
+        let repository = &reference.name.repository;
+        let Some(manifest) = read_kept(reference)? else {
+            return Ok(());
+        };
+        self.digests.insert((repository, manifest.digest().clone()));
+        match manifest.parse() {
+            Ok(Manifest::Image(image)) => {
+                let digests = image.blobs().map(|blob| blob.digest.clone());
+                self.blobs.extend(digests);
+            }
+            Ok(Manifest::Index(index)) => {
+                let children = index.manifests.iter();
+                open.extend(
+                    children.filter_map(|child| by_digest.get(&(repository, &child.digest))),
+                );
+            }
+            Err(error) => return Err(unreadable(reference, error.to_string())),
+        }
+        Ok(())
+    }
+
+    /// Whether the subject of a manifest stays. One that cannot be read is about nothing.
+    fn is_about_a_marked_one(&self, reference: &'a StoredReference) -> Result<bool> {
+        let Stored::Manifest(manifest) = reference.read()? else {
+            return Ok(false);
+        };
+        let subject = match manifest.parse() {
+            Ok(Manifest::Image(image)) => image.subject,
+            Ok(Manifest::Index(_)) | Err(_) => None,
+        };
+        Ok(subject.is_some_and(|subject| {
+            self.digests
+                .contains(&(&reference.name.repository, subject.digest))
+        }))
+    }
+}
+
+/// Reads a manifest that stays; one that cannot be read hides which blobs it needs.
+fn read_kept(reference: &StoredReference) -> Result<Option<RawManifest>> {
+    match reference.read()? {
+        Stored::Absent => Ok(None),
+        Stored::Unreadable(reason) => Err(unreadable(reference, reason)),
+        Stored::Manifest(manifest) => Ok(Some(manifest)),
+    }
+}
+
+fn unreadable(reference: &StoredReference, reason: String) -> Error {
+    Error::CachedManifestUnreadable {
+        path: reference.path.clone(),
+        image: reference.name.to_string(),
+        reason,
+    }
+}

@@ -167,7 +167,7 @@ mod tests {
             uid: "u",
             run_key: "k",
             generation: 1,
-            interval: Some(Duration::from_secs(3600)),
+            interval: Some(Duration::from_hours(1)),
             now: at(100),
             jitter: Jitter::new(0),
             run: None,

@@ -20,7 +20,7 @@ pub enum Error {
     /// The configuration is there, but no client can be made of it.
     #[error("the client for the API server could not be set up: {0}")]
     ClientInvalid(String),
-    /// The API server does not know ImageMirrors.
+    /// The API server does not know `ImageMirror`.
     #[error(
         "the API server does not serve ImageMirrors: install the CRD with \
          `docker-image-pusher crd | kubectl apply --server-side -f -`"

@@ -189,10 +189,10 @@ async fn supervise(
         "the writer of statuses",
         writer.run(sink, metrics.clone(), serving.clone()),
     ));
-    let mut watchers = JoinSet::new();
+    let mut intaking = JoinSet::new();
     for intake in intakes {
         let watch = intake.run(client.clone(), Arc::clone(&context), watching.clone());
-        watchers.spawn(named("the watch of ImageMirrors", watch));
+        intaking.spawn(named("the watch of ImageMirrors", watch));
     }
     let listed = watches.clone();
     let ready = readiness.clone();
@@ -208,7 +208,7 @@ async fn supervise(
         () = becoming_ready => None,
         Some(Ok(part)) = parts.join_next() => Some(part),
         Some(Ok(part)) = writing.join_next() => Some(part),
-        Some(Ok(part)) = watchers.join_next() => Some(part),
+        Some(Ok(part)) = intaking.join_next() => Some(part),
     };
     if let Some(part) = ended {
         return Err(Error::PartEnded { part });
@@ -218,7 +218,7 @@ async fn supervise(
     let drain = async {
         watching.cancel();
         context.supervisor.shut_down(DRAIN_LIMIT).await;
-        while watchers.join_next().await.is_some() {}
+        while intaking.join_next().await.is_some() {}
         serving.cancel();
         while writing.join_next().await.is_some() {}
     };

@@ -228,7 +228,7 @@ mod tests {
             (progress.bytes_per_second, progress.eta_seconds),
             (10, Some(10))
         );
-        let stalled = tracker.progress(3, start + Duration::from_secs(60));
+        let stalled = tracker.progress(3, start + Duration::from_mins(1));
         assert_eq!((stalled.bytes_per_second, stalled.eta_seconds), (0, None));
     }
 

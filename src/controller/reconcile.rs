@@ -36,7 +36,7 @@ use super::{
     metrics::Metrics,
     present::{Going, Scene},
     schedule::{Jitter, Next, backoff, next_run},
-    supervise::{Order, Snapshot, Supervisor},
+    supervise::{Order, Snapshot, Stage, Supervisor},
     target::{Name, Target},
     verdict::judge,
     writer::StatusWriter,
@@ -295,7 +295,7 @@ fn watched(
 ) -> (ImageMirrorStatus, Action) {
     let going = Going {
         again,
-        queued: run.is_some_and(|run| run.queued),
+        queued: run.is_some_and(|run| run.stage == Stage::Queued),
         copying: run.is_some_and(|run| run.copying),
         images,
         progress: run.map_or_else(Progress::default, |run| run.progress.clone()),

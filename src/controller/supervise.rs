@@ -57,7 +57,7 @@ pub(super) struct Supervisor {
 
 struct Run {
     uid: String,
-    run_key: String,
+    key: String,
     again: bool,
     images: usize,
     phase: Arc<Mutex<Phase>>,
@@ -72,14 +72,24 @@ enum Phase {
     Finished(RunOutcome),
 }
 
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It waits for a slot.
+    Queued,
+    /// It goes on.
+    Running,
+    /// It is over and waits to be judged.
+    Finished,
+}
+
 /// How a run goes, at one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     pub(super) uid: String,
     pub(super) run_key: String,
     pub(super) again: bool,
-    pub(super) queued: bool,
-    pub(super) finished: bool,
+    pub(super) stage: Stage,
     pub(super) copying: bool,
     pub(super) images: usize,
     pub(super) progress: Progress,
@@ -91,7 +101,7 @@ impl Snapshot {
         RunView {
             uid: &self.uid,
             run_key: &self.run_key,
-            finished: self.finished,
+            finished: self.stage == Stage::Finished,
         }
     }
 }
@@ -144,7 +154,7 @@ impl Supervisor {
         let task = self.tasks.spawn(work.carry_out().instrument(span));
         let run = Run {
             uid: target.uid,
-            run_key,
+            key: run_key,
             again,
             images,
             phase,
@@ -158,20 +168,18 @@ impl Supervisor {
     pub(super) fn inspect(&self, name: &Name, now: Instant) -> Option<Snapshot> {
         let runs = self.runs();
         let run = runs.get(name)?;
-        let (queued, finished) = {
-            let phase = run.phase.lock().unwrap_or_else(PoisonError::into_inner);
-            (
-                // Queued for a moment only when a slot is free: not worth a word.
-                matches!(*phase, Phase::Queued) && self.slots.available_permits() == 0,
-                matches!(*phase, Phase::Finished(_)),
-            )
+        let stage = match *run.phase.lock().unwrap_or_else(PoisonError::into_inner) {
+            // For a moment only when a slot is free: not worth a word.
+            Phase::Queued if self.slots.available_permits() > 0 => Stage::Running,
+            Phase::Queued => Stage::Queued,
+            Phase::Running => Stage::Running,
+            Phase::Finished(_) => Stage::Finished,
         };
         Some(Snapshot {
             uid: run.uid.clone(),
-            run_key: run.run_key.clone(),
+            run_key: run.key.clone(),
             again: run.again,
-            queued,
-            finished,
+            stage,
             copying: run.tracker.is_copying(),
             images: run.images,
             progress: run.tracker.progress(run.images, now),

@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn every_outcome_has_its_reason_and_its_next_look() {
         use Class::{Auth, Config, Network, NotFound, Policy};
-        let cases: [(&[&[Option<Class>]], bool, &str, Next); 8] = [
+        type Case<'a> = (&'a [&'a [Option<Class>]], bool, &'a str, Next);
+        let cases: [Case<'_>; 8] = [
             (&[&[None, None]], true, "Succeeded", Next::Interval),
             (
                 &[&[None, None], &[Some(Network), None]],

@@ -129,6 +129,6 @@ fn watch_text(error: &watcher::Error) -> String {
         | watcher::Error::WatchStartFailed(error)
         | watcher::Error::WatchFailed(error) => error::api_text(error),
         watcher::Error::WatchError(status) => status.message.clone(),
-        other => other.to_string(),
+        error @ watcher::Error::NoResourceVersion => error.to_string(),
     }
 }

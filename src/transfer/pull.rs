@@ -57,8 +57,8 @@ impl Pull<'_> {
         // Largest first, all at once: the run's slots decide how many travel.
         // A list of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
         // (rust-lang/rust#102211), and the operator's runs move between threads.
-        let fetches: Vec<_> = tree.blobs().map(|blob| self.fetch_blob(blob)).collect();
-        let fetched = stream::iter(fetches)
+        let futures: Vec<_> = tree.blobs().map(|blob| self.fetch_blob(blob)).collect();
+        let fetched = stream::iter(futures)
             .buffer_unordered(usize::MAX)
             .try_fold(0_u64, |count, fetched| async move {
                 Ok(count + u64::from(fetched))

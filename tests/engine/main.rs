@@ -1,6 +1,5 @@
 //! The engine as a library, against real registries.
 #![expect(
-    clippy::unwrap_in_result,
     clippy::unwrap_used,
     reason = "a test may end by panic as well as by error"
 )]

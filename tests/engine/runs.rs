@@ -73,20 +73,18 @@ impl Bed {
                 repository: "team/app".parse().unwrap(),
                 reference: number.to_string().parse().unwrap(),
             }),
-            destinations: ["one", "two"]
-                .map(|name| self.destination(name, number))
-                .into(),
+            destinations: ["one", "two"].map(|name| destination(name, number)).into(),
         };
         (1..=self.images.len()).map(job).collect()
     }
+}
 
-    fn destination(&self, name: &str, number: usize) -> Destination {
-        Destination {
-            name: name.to_owned(),
-            registry: RegistryId(name.to_owned()),
-            repository: "mirror/app".parse().unwrap(),
-            reference: TargetReference::Known(number.to_string().parse().unwrap()),
-        }
+fn destination(name: &str, number: usize) -> Destination {
+    Destination {
+        name: name.to_owned(),
+        registry: RegistryId(name.to_owned()),
+        repository: "mirror/app".parse().unwrap(),
+        reference: TargetReference::Known(number.to_string().parse().unwrap()),
     }
 }
 

@@ -11,13 +11,15 @@
 //! | [`cache`] | images on disk: verified blobs, references, index, locks |
 //! | [`registry`] | the distribution protocol: login, retries, manifests, blobs, tags |
 //! | [`transfer`] | runs: look up, fetch once, send to every destination, tag last |
-//! | [`api`] | the ImageMirror resource: its types, rules and conditions |
+//! | [`api`] | the `ImageMirror` resource: types, rules, conditions |
 //! | [`mirror`] | from a resource to a run: validation, templates, credentials |
+//! | [`controller`] | the operator: reconcile, supervise, status, events, probes |
 //! | [`cli`] | commands, options, renderers |
 
 pub mod api;
 pub mod cache;
 pub mod cli;
+pub mod controller;
 pub mod error;
 pub mod image;
 pub mod mirror;

@@ -112,9 +112,6 @@ pub struct Summary {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// Images that are through.
-    #[schemars(range(min = 0))]
-    pub images_done: i32,
     /// Images the mirror selects.
     #[schemars(range(min = 0))]
     pub images_total: i32,

@@ -55,8 +55,10 @@ impl Pull<'_> {
         let (blobs, bytes) = tree.size();
         self.run.output.planned(blobs, bytes);
         // Largest first, all at once: the run's slots decide how many travel.
-        let fetched = stream::iter(tree.blobs())
-            .map(|blob| self.fetch_blob(blob))
+        // A list of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
+        // (rust-lang/rust#102211), and the operator's runs move between threads.
+        let futures: Vec<_> = tree.blobs().map(|blob| self.fetch_blob(blob)).collect();
+        let fetched = stream::iter(futures)
             .buffer_unordered(usize::MAX)
             .try_fold(0_u64, |count, fetched| async move {
                 Ok(count + u64::from(fetched))

@@ -56,8 +56,12 @@ impl Push<'_> {
         self.run.output.planned(blobs, bytes);
         let layers = tree.layers.iter().map(|blob| (blob, Question::First));
         let configs = tree.configs.iter().map(|blob| (blob, Question::None));
-        stream::iter(layers.chain(configs))
+        // A list of futures: see the note in pull.rs.
+        let sends: Vec<_> = layers
+            .chain(configs)
             .map(|(blob, question)| self.send_blob(blob, question))
+            .collect();
+        stream::iter(sends)
             .buffer_unordered(usize::MAX)
             .try_collect::<()>()
             .await?;

@@ -69,8 +69,9 @@ impl Run {
             Ok(guard) => guard,
             Err(error) => return self.all_failed(jobs, error),
         };
-        let images = stream::iter(jobs)
-            .map(|job| self.image_report(job))
+        // A list of futures: see the note in pull.rs.
+        let reports: Vec<_> = jobs.iter().map(|job| self.image_report(job)).collect();
+        let images = stream::iter(reports)
             .buffered(IMAGES_AT_ONCE)
             .collect()
             .await;

@@ -1,0 +1,239 @@
+//! The operator: watches `ImageMirror` resources, has them copied, and says in their status what became of it.
+//!
+//! It supervises and never copies itself; the engine does, behind the seam in `engine.rs`. Start with `reconcile.rs`, one
+//! look at one mirror; what it does is decided in `decide.rs` and put into words in `verdict.rs` and `present.rs`, all
+//! three pure. Around them: `supervise.rs` owns the runs, `writer.rs` the statuses on their way, `cluster.rs` the API server.
+//! This file puts the parts together and takes them down again.
+
+mod admin;
+mod call;
+mod cluster;
+mod decide;
+mod engine;
+mod error;
+mod events;
+mod executor;
+#[cfg(test)]
+mod fixtures;
+mod guard;
+mod metrics;
+mod present;
+mod progress;
+mod reconcile;
+mod schedule;
+mod secrets;
+mod signals;
+mod supervise;
+mod target;
+mod verdict;
+mod watch;
+mod writer;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use error::{Error, Result};
+
+use admin::{Admin, Readiness};
+use cluster::ClusterStatuses;
+use engine::Engine;
+use executor::Executor;
+use metrics::Metrics;
+use reconcile::{Book, Context};
+use schedule::Jitter;
+use secrets::ClusterSecrets;
+use signals::Signals;
+use supervise::Supervisor;
+use target::Name;
+use writer::StatusWriter;
+
+/// How long stopped copies may take to put down their checkpoints. With the four seconds of the status writer this stays
+/// below the 20 s that a stop may take (operator rule K19).
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the operator is told at its start.
+#[derive(Debug, Clone)]
+pub struct ControllerOptions {
+    /// Folder of the cache.
+    pub cache_dir: PathBuf,
+    /// Mirrors that are copied at once; at least 1.
+    pub concurrency: usize,
+    /// Where `/livez`, `/readyz` and `/metrics` are answered.
+    pub metrics_addr: SocketAddr,
+    /// Namespaces whose mirrors count; empty for all.
+    pub watch_namespaces: Vec<String>,
+    /// By how many percent intervals differ at random; below 100.
+    pub interval_jitter_percentage: u8,
+    /// Name of this process in events, in a pod the pod's name.
+    pub instance: Option<String>,
+}
+
+impl ControllerOptions {
+    fn check(&self) -> Result<()> {
+        let text = if self.concurrency == 0 {
+            "the concurrency must be at least 1"
+        } else if self.interval_jitter_percentage >= 100 {
+            "the jitter percentage must be below 100"
+        } else {
+            return Ok(());
+        };
+        Err(Error::OptionInvalid {
+            text: text.to_owned(),
+        })
+    }
+
+    /// One entry per watch: a namespace, or `None` for the whole cluster.
+    fn scopes(&self) -> Vec<Option<String>> {
+        if self.watch_namespaces.is_empty() {
+            return vec![None];
+        }
+        let mut scopes: Vec<_> = self.watch_namespaces.iter().cloned().map(Some).collect();
+        scopes.sort();
+        scopes.dedup();
+        scopes
+    }
+}
+
+/// Runs the operator until a signal comes.
+///
+/// # Errors
+/// When it cannot start (each message names the remedy), when a part that must live ends, and when a second signal cuts the
+/// shutdown short.
+pub async fn run(options: ControllerOptions) -> Result<()> {
+    options.check()?;
+    let signals = Signals::listen()?;
+    let client = cluster::connect().await?;
+    prepare_folder(&options.cache_dir).await?;
+    let engine = Arc::new(Executor::new(options.cache_dir.clone()));
+    supervise(options, client, engine, signals).await
+}
+
+/// Makes the cache folder, so that readiness has something to look at.
+async fn prepare_folder(folder: &Path) -> Result<()> {
+    let made = tokio::fs::create_dir_all(folder).await;
+    made.map_err(|source| Error::CacheUnusable {
+        path: folder.to_owned(),
+        source,
+    })?;
+    admin::writable(folder)
+}
+
+/// Watches and supervises until a signal comes.
+async fn supervise(
+    options: ControllerOptions,
+    client: Client,
+    engine: Arc<dyn Engine>,
+    mut signals: Signals,
+) -> Result<()> {
+    let scopes = options.scopes();
+    for scope in &scopes {
+        cluster::check_served(&client, scope.as_deref()).await?;
+    }
+    let metrics = Metrics::default();
+    let readiness = Readiness::new(options.cache_dir.clone());
+    let admin = Admin::bind(options.metrics_addr, readiness.clone(), metrics.clone()).await?;
+    if let Some(address) = admin.address() {
+        tracing::info!("probes and metrics are answered at {address}");
+    }
+
+    let watching = CancellationToken::new();
+    let serving = CancellationToken::new();
+    let (watches, intakes) = watch::open_watches(scopes);
+    let writer = StatusWriter::new();
+    let (events, publisher) =
+        events::events(client.clone(), options.instance.clone(), metrics.clone());
+    let trigger = {
+        let watches = watches.clone();
+        Arc::new(move |name: &Name| watches.look_again(name))
+    };
+    let supervisor = Supervisor::new(
+        options.concurrency,
+        Arc::new(ClusterSecrets::new(client.clone())),
+        trigger,
+        metrics.clone(),
+    );
+    let context = Arc::new(Context {
+        client: client.clone(),
+        engine,
+        supervisor,
+        writer: writer.clone(),
+        events,
+        metrics: metrics.clone(),
+        jitter: Jitter::new(options.interval_jitter_percentage),
+        now: || whole_second(Timestamp::now()),
+        sample: fastrand::f64,
+        book: Book::default(),
+    });
+
+    let mut parts = JoinSet::new();
+    parts.spawn(named(
+        "the port for probes and metrics",
+        admin.run(serving.clone()),
+    ));
+    parts.spawn(named("the publisher of events", publisher.run()));
+    let sink = Arc::new(ClusterStatuses {
+        client: client.clone(),
+        watches: watches.clone(),
+    });
+    let mut writing = JoinSet::new();
+    writing.spawn(named(
+        "the writer of statuses",
+        writer.run(sink, metrics.clone(), serving.clone()),
+    ));
+    let mut intaking = JoinSet::new();
+    for intake in intakes {
+        let watch = intake.run(client.clone(), Arc::clone(&context), watching.clone());
+        intaking.spawn(named("the watch of ImageMirrors", watch));
+    }
+    let listed = watches.clone();
+    let ready = readiness.clone();
+    let becoming_ready = async move {
+        listed.wait_until_listed().await;
+        ready.set_listed(true);
+        tracing::info!("ready");
+        std::future::pending::<()>().await;
+    };
+
+    let ended = tokio::select! {
+        () = signals.next() => None,
+        () = becoming_ready => None,
+        Some(Ok(part)) = parts.join_next() => Some(part),
+        Some(Ok(part)) = writing.join_next() => Some(part),
+        Some(Ok(part)) = intaking.join_next() => Some(part),
+    };
+    if let Some(part) = ended {
+        return Err(Error::PartEnded { part });
+    }
+    tracing::info!("stopping: no new copies, running ones put down their checkpoints");
+    readiness.set_listed(false);
+    let drain = async {
+        watching.cancel();
+        context.supervisor.shut_down(DRAIN_LIMIT).await;
+        while intaking.join_next().await.is_some() {}
+        serving.cancel();
+        while writing.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        () = drain => Ok(()),
+        () = signals.next() => Err(Error::Aborted),
+    }
+}
+
+async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {
+    part.await;
+    name
+}
+
+/// Statuses hold whole seconds; a finer clock would make what was written differ from what is compared with it.
+fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}

@@ -1,0 +1,319 @@
+//! One look at one mirror: the finalizer first, then the spec is judged, the one thing to do is decided and done, and the
+//! status is handed to the writer. Nothing here waits for a copy or for a registry (operator rules K1, K18, G6).
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::{
+    Api, Client, Resource as _,
+    core::{PartialObjectMeta, PartialObjectMetaExt as _},
+    runtime::{
+        controller::Action,
+        finalizer::{self, Event, finalizer},
+    },
+};
+
+use crate::{
+    api::{ImageMirror, ImageMirrorStatus, Progress},
+    error::Class,
+};
+
+use super::{
+    call::CALL_LIMIT,
+    decide::{Facts, Memory, Step},
+    engine::{Engine, Failure, Prepared},
+    error::{Error, Result, api_error},
+    events::{Events, transition},
+    guard::Guarded,
+    metrics::Metrics,
+    present::{Going, Scene},
+    schedule::{Jitter, Next, backoff, next_run},
+    supervise::{Order, Snapshot, Stage, Supervisor},
+    target::{Name, Target},
+    verdict::judge,
+    writer::StatusWriter,
+};
+
+/// Keeps a deleted mirror until its copy is stopped. Documented, since it has to be removed by hand where no operator runs.
+pub(super) const FINALIZER: &str = "imagepusher.io/stop-copies";
+/// How often a copy that people see is looked at.
+const TICK: Duration = Duration::from_secs(5);
+/// How often a run is looked at that has found nothing to copy so far; it asks itself when it finds something.
+const QUIET_TICK: Duration = Duration::from_mins(1);
+/// When an object is looked at again that had changed between our reading and our writing (CRD finding F40).
+const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Everything a look needs.
+pub(super) struct Context {
+    pub(super) client: Client,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) supervisor: Supervisor,
+    pub(super) writer: StatusWriter,
+    pub(super) events: Events,
+    pub(super) metrics: Metrics,
+    pub(super) jitter: Jitter,
+    /// The clock.
+    pub(super) now: fn() -> Timestamp,
+    /// A random number between 0 and 1.
+    pub(super) sample: fn() -> f64,
+    pub(super) book: Book,
+}
+
+/// What is remembered between looks. Lost at a restart, which costs nothing but a look more.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    runs: Mutex<HashMap<Name, Memory>>,
+    /// Looks in a row that failed at the API server.
+    failures: Mutex<HashMap<Name, u32>>,
+}
+
+/// The controller's entry point.
+pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action> {
+    let _timer = context.metrics.reconcile_timer();
+    let Some(target) = Target::of(&object) else {
+        return Ok(Action::await_change());
+    };
+    let result = look(&target, &object, &context).await;
+    context
+        .metrics
+        .reconcile(if result.is_ok() { "ok" } else { "error" });
+    if result.is_ok() {
+        lock(&context.book.failures).remove(&target.name);
+    }
+    result
+}
+
+/// What follows from a failed look: another one, after a growing pause.
+pub(super) fn after_failure(object: &Guarded, context: &Context) -> Action {
+    let Some(target) = Target::of(object) else {
+        return Action::await_change();
+    };
+    let mut failures = lock(&context.book.failures);
+    let count = failures.entry(target.name).or_default();
+    *count = count.saturating_add(1);
+    Action::requeue(backoff(*count))
+}
+
+async fn look(target: &Target, object: &Guarded, context: &Context) -> Result<Action> {
+    let api: Api<PartialObjectMeta<ImageMirror>> =
+        Api::namespaced(context.client.clone(), &target.name.namespace);
+    // The metadata alone, so that malformed objects can be deleted too (CRD finding F40).
+    let metadata = Arc::new(object.meta().clone().into_response_partial());
+    let work = finalizer(&api, FINALIZER, metadata, |event| async move {
+        match event {
+            Event::Apply(_) => Ok::<_, Infallible>(context.apply(target, object)),
+            Event::Cleanup(_) => {
+                context.clean_up(&target.name).await;
+                Ok(Action::await_change())
+            }
+        }
+    });
+    // The work itself makes no call besides that of the finalizer, and stopping a copy has a limit below this one.
+    match tokio::time::timeout(CALL_LIMIT, work).await {
+        Ok(Ok(action)) => Ok(action),
+        Ok(Err(error)) => after_finalizer(error),
+        Err(_) => Err(Error::ApiServerSilent {
+            operation: "change the finalizers".to_owned(),
+            limit: CALL_LIMIT,
+        }),
+    }
+}
+
+fn after_finalizer(error: finalizer::Error<Infallible>) -> Result<Action> {
+    let (operation, error) = match error {
+        finalizer::Error::AddFinalizer(error) => ("add the finalizer", error),
+        finalizer::Error::RemoveFinalizer(error) => ("remove the finalizer", error),
+        finalizer::Error::ApplyFailed(never) | finalizer::Error::CleanupFailed(never) => {
+            match never {}
+        }
+        finalizer::Error::UnnamedObject | finalizer::Error::InvalidFinalizer => {
+            return Ok(Action::await_change());
+        }
+    };
+    match &error {
+        // It is gone: nobody needs the finalizer.
+        kube::Error::Api(status) if status.is_not_found() => Ok(Action::await_change()),
+        kube::Error::Api(status) if status.is_invalid() || status.is_conflict() => {
+            Ok(Action::requeue(OUTDATED_PAUSE))
+        }
+        _ => Err(api_error(operation, &error)),
+    }
+}
+
+impl Context {
+    /// Forgets a mirror that is gone, and stops its copy.
+    pub(super) fn forget(&self, name: &Name) {
+        self.supervisor.discard(name);
+        self.forget_all_but_run(name);
+    }
+
+    async fn clean_up(&self, name: &Name) {
+        self.supervisor.stop(name).await;
+        self.forget_all_but_run(name);
+    }
+
+    fn forget_all_but_run(&self, name: &Name) {
+        self.writer.forget(name);
+        lock(&self.book.runs).remove(name);
+        lock(&self.book.failures).remove(name);
+    }
+
+    /// Judges the spec and does the one thing to do.
+    fn apply(&self, target: &Target, object: &Guarded) -> Action {
+        let standing = object.status();
+        let base = self
+            .writer
+            .current(target)
+            .or_else(|| standing.cloned())
+            .unwrap_or_default();
+        let scene = Scene {
+            base: &base,
+            generation: object.meta().generation.unwrap_or(1),
+            now: (self.now)(),
+        };
+        let judged = match object {
+            Guarded::Valid(mirror) => self
+                .engine
+                .prepare(&mirror.spec)
+                .map(|prepared| (mirror, prepared)),
+            Guarded::Malformed(malformed) => Err(Failure {
+                reason: "InvalidSpec",
+                class: Class::Config,
+                message: malformed.problem.clone(),
+            }),
+        };
+        let (status, action) = match judged {
+            Ok((mirror, prepared)) => self.supervise(target, mirror, prepared, &scene),
+            Err(failure) => {
+                self.supervisor.discard(&target.name);
+                lock(&self.book.runs).remove(&target.name);
+                (scene.invalid(&failure), Action::await_change())
+            }
+        };
+        if let Some(announcement) = transition(&base, &status) {
+            self.events.announce(target, announcement);
+        }
+        self.writer.submit(target, standing, status);
+        action
+    }
+
+    /// Starts, watches or judges the run of a mirror whose spec is right.
+    fn supervise(
+        &self,
+        target: &Target,
+        mirror: &ImageMirror,
+        prepared: Box<dyn Prepared>,
+        scene: &Scene<'_>,
+    ) -> (ImageMirrorStatus, Action) {
+        let run = self.supervisor.inspect(&target.name, Instant::now());
+        let memory = lock(&self.book.runs).get(&target.name).cloned();
+        let (run_key, interval) = (prepared.run_key(), prepared.interval());
+        let facts = Facts {
+            uid: &target.uid,
+            run_key: &run_key,
+            generation: scene.generation,
+            interval,
+            now: scene.now,
+            jitter: self.jitter,
+            run: run.as_ref().map(Snapshot::view),
+            memory: memory.as_ref(),
+            status: scene.base,
+        };
+        match (facts.step(), run) {
+            (Step::Start { again }, _) => {
+                if !again {
+                    lock(&self.book.runs).remove(&target.name);
+                }
+                let images = prepared.image_count();
+                self.supervisor.start(Order {
+                    target: target.clone(),
+                    prepared,
+                    again,
+                });
+                let run = self.supervisor.inspect(&target.name, Instant::now());
+                watched(scene, again, images, run.as_ref())
+            }
+            (Step::Conclude, Some(run)) => {
+                let Some(outcome) = self.supervisor.take_finished(&target.name) else {
+                    return watched(scene, run.again, run.images, Some(&run));
+                };
+                let names: Vec<String> = mirror
+                    .spec
+                    .destinations
+                    .iter()
+                    .map(|destination| destination.name.clone())
+                    .collect();
+                let failed_before = match memory {
+                    Some(Memory {
+                        next: Next::Backoff(count),
+                        ..
+                    }) => count,
+                    _ => 0,
+                };
+                let verdict = judge(&outcome, &names, failed_before);
+                let memory = Memory {
+                    uid: target.uid.clone(),
+                    run_key,
+                    next: verdict.next,
+                    ended: scene.now,
+                    sample: (self.sample)(),
+                };
+                let next = next_run(
+                    memory.next,
+                    interval,
+                    memory.ended,
+                    self.jitter,
+                    memory.sample,
+                );
+                lock(&self.book.runs).insert(target.name.clone(), memory);
+                let status = scene.concluded(&verdict, run.again, next);
+                (status, at(next, scene.now))
+            }
+            (Step::Watch | Step::Conclude, run) => {
+                let again = run.as_ref().is_some_and(|run| run.again);
+                watched(scene, again, prepared.image_count(), run.as_ref())
+            }
+            (Step::Rest(next), _) => (scene.at_rest(next.map(Time)), at(next, scene.now)),
+        }
+    }
+}
+
+/// The status of a run that goes on, and when to look again.
+fn watched(
+    scene: &Scene<'_>,
+    again: bool,
+    images: usize,
+    run: Option<&Snapshot>,
+) -> (ImageMirrorStatus, Action) {
+    let going = Going {
+        again,
+        queued: run.is_some_and(|run| run.stage == Stage::Queued),
+        copying: run.is_some_and(|run| run.copying),
+        images,
+        progress: run.map_or_else(Progress::default, |run| run.progress.clone()),
+    };
+    let pause = if going.is_quiet() { QUIET_TICK } else { TICK };
+    (scene.going(&going), Action::requeue(pause))
+}
+
+/// Another look at this time, if there is one.
+fn at(time: Option<Timestamp>, now: Timestamp) -> Action {
+    let Some(time) = time else {
+        return Action::await_change();
+    };
+    let pause = time.duration_since(now).max(SignedDuration::ZERO);
+    Action::requeue(pause.unsigned_abs())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Maps whose entries change whole: a panic elsewhere leaves them as good as before.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

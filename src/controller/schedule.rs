@@ -1,0 +1,131 @@
+//! When a mirror is looked at again. Pure: the end of the last run and the random number come in as arguments.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+
+/// How soon a cause that lies outside the spec (a Secret, a permission, the registry) is looked at again: long enough not
+/// to lock an account, short enough that nobody waits who has mended it.
+pub(super) const OUTSIDE_PAUSE: Duration = Duration::from_mins(10);
+/// First pause after a failure that time mends.
+const FIRST_BACKOFF: Duration = Duration::from_secs(10);
+/// Longest pause after failures that time mends.
+const LONGEST_BACKOFF: Duration = Duration::from_mins(10);
+
+/// Why a mirror is looked at again, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// At its interval; without one, at the next change of the spec.
+    Interval,
+    /// After the interval, but within ten minutes: the cause lies outside the spec.
+    Outside,
+    /// Soon, with growing pauses: the cause goes away by itself. Counts the failures in a row.
+    Backoff(u32),
+    /// At the next change of the spec.
+    SpecChange,
+}
+
+/// The share by which pauses differ at random, so that mirrors made together do not ask together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Jitter {
+    share: f64,
+}
+
+impl Jitter {
+    /// `percentage` less or more, below 100.
+    pub(super) fn new(percentage: u8) -> Self {
+        Self {
+            share: f64::from(percentage.min(99)) / 100.0,
+        }
+    }
+
+    /// `pause`, moved by a sample between 0 and 1.
+    fn apply(self, pause: Duration, sample: f64) -> Duration {
+        let factor = 1.0 + self.share * (2.0 * sample.clamp(0.0, 1.0) - 1.0);
+        Duration::try_from_secs_f64(pause.as_secs_f64() * factor).unwrap_or(pause)
+    }
+}
+
+/// When a mirror whose run ended at `ended` is looked at again; in whole seconds, as the status holds it.
+pub(super) fn next_run(
+    next: Next,
+    interval: Option<Duration>,
+    ended: Timestamp,
+    jitter: Jitter,
+    sample: f64,
+) -> Option<Timestamp> {
+    let pause = match next {
+        Next::Interval => interval?,
+        Next::Outside => interval.map_or(OUTSIDE_PAUSE, |interval| interval.min(OUTSIDE_PAUSE)),
+        Next::Backoff(failures) => backoff(failures),
+        Next::SpecChange => return None,
+    };
+    let pause = jitter.apply(pause, sample);
+    let seconds = i64::try_from(pause.as_secs()).unwrap_or(i64::MAX).max(1);
+    let at = ended
+        .checked_add(SignedDuration::from_secs(seconds))
+        .unwrap_or(Timestamp::MAX);
+    Timestamp::from_second(at.as_second()).ok()
+}
+
+/// The pause after `failures` failures in a row: doubled each time, up to ten minutes.
+pub(super) fn backoff(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    FIRST_BACKOFF
+        .saturating_mul(1 << doublings)
+        .min(LONGEST_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seconds(next: Next, interval: Option<u64>, sample: f64) -> Option<i64> {
+        let at = next_run(
+            next,
+            interval.map(Duration::from_secs),
+            Timestamp::UNIX_EPOCH,
+            Jitter::new(5),
+            sample,
+        );
+        at.map(Timestamp::as_second)
+    }
+
+    #[test]
+    fn each_cause_has_its_pause() {
+        for (next, interval, expected) in [
+            (Next::Interval, Some(3600), Some(3600)),
+            (Next::Interval, None, None),
+            (Next::Outside, Some(3600), Some(600)),
+            (Next::Outside, Some(60), Some(60)),
+            (Next::Outside, None, Some(600)),
+            (Next::Backoff(1), Some(3600), Some(10)),
+            (Next::Backoff(2), None, Some(20)),
+            (Next::Backoff(7), None, Some(600)),
+            (Next::Backoff(u32::MAX), None, Some(600)),
+            (Next::SpecChange, Some(60), None),
+        ] {
+            assert_eq!(
+                seconds(next, interval, 0.5),
+                expected,
+                "{next:?} {interval:?}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_stays_within_5_percent_of_every_interval(interval in 60_u64..10_000_000, sample in 0.0_f64..1.0) {
+            let at = seconds(Next::Interval, Some(interval), sample).unwrap();
+            let interval = i64::try_from(interval).unwrap();
+            prop_assert!(at * 100 >= interval * 95 - 100 && at * 100 <= interval * 105, "{at} for {interval}");
+        }
+    }
+
+    #[test]
+    fn the_longest_interval_is_a_time_all_the_same() {
+        assert!(seconds(Next::Interval, Some(u64::MAX), 1.0).is_some());
+    }
+}

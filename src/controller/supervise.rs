@@ -1,0 +1,333 @@
+//! Owns the runs: starts them, keeps as many waiting as have no slot, stops them, and tells how far they are. Nothing here
+//! waits for a copy (operator rule K1).
+//!
+//! A mirror has at most one run, known by the object's uid and the key of what is copied. A run that is replaced or deleted
+//! is dropped at its next await; its successor begins when it is gone, so two never write the same thing.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt as _;
+use tokio::sync::{Semaphore, TryAcquireError};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::Instrument as _;
+
+use crate::{api::Progress, output::OutputManager};
+
+use super::{
+    decide::RunView,
+    engine::Prepared,
+    metrics::Metrics,
+    progress::Tracker,
+    secrets::SecretSource,
+    target::{Name, Target},
+    verdict::RunOutcome,
+};
+
+/// How long a stopped run may take to let go of what it holds. It ends at its next await, so this is for a disk that hangs.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Asks for another look at a mirror.
+pub(super) type Trigger = Arc<dyn Fn(&Name) + Send + Sync>;
+
+/// What is to be copied, and for whom.
+pub(super) struct Order {
+    /// The mirror.
+    pub(super) target: Target,
+    /// The spec, judged.
+    pub(super) prepared: Box<dyn Prepared>,
+    /// Whether it repeats a run of the same spec.
+    pub(super) again: bool,
+}
+
+/// All runs.
+pub(super) struct Supervisor {
+    runs: Mutex<HashMap<Name, Run>>,
+    slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+    secrets: Arc<dyn SecretSource>,
+    trigger: Trigger,
+    metrics: Metrics,
+}
+
+struct Run {
+    uid: String,
+    key: String,
+    again: bool,
+    images: usize,
+    phase: Arc<Mutex<Phase>>,
+    tracker: Tracker,
+    task: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Queued,
+    Running,
+    Finished(RunOutcome),
+}
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It waits for a slot.
+    Queued,
+    /// It goes on.
+    Running,
+    /// It is over and waits to be judged.
+    Finished,
+}
+
+/// How a run goes, at one moment.
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    pub(super) uid: String,
+    pub(super) run_key: String,
+    pub(super) again: bool,
+    pub(super) stage: Stage,
+    pub(super) copying: bool,
+    pub(super) images: usize,
+    pub(super) progress: Progress,
+}
+
+impl Snapshot {
+    /// What the decision needs of it.
+    pub(super) fn view(&self) -> RunView<'_> {
+        RunView {
+            uid: &self.uid,
+            run_key: &self.run_key,
+            finished: self.stage == Stage::Finished,
+        }
+    }
+}
+
+impl Supervisor {
+    /// At most `slots` mirrors are copied at once; `trigger` is called when a run starts copying and when it is over.
+    pub(super) fn new(
+        slots: usize,
+        secrets: Arc<dyn SecretSource>,
+        trigger: Trigger,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            runs: Mutex::default(),
+            slots: Arc::new(Semaphore::new(slots)),
+            tasks: TaskTracker::new(),
+            secrets,
+            trigger,
+            metrics,
+        }
+    }
+
+    /// Begins a run, or lets it wait for a slot. One that goes on for the same name is stopped.
+    pub(super) fn start(&self, order: Order) {
+        let Order {
+            target,
+            prepared,
+            again,
+        } = order;
+        let phase = Arc::new(Mutex::new(Phase::Queued));
+        let (run_key, images) = (prepared.run_key(), prepared.image_count());
+        let tracker = {
+            let (trigger, name) = (Arc::clone(&self.trigger), target.name.clone());
+            Tracker::new(self.metrics.clone(), move || trigger(&name))
+        };
+        let mut runs = self.runs();
+        let previous = runs.remove(&target.name).map(|run| run.task);
+        let span = tracing::info_span!("run", mirror = %target.name, run = shown_key(&run_key));
+        let work = Work {
+            target: target.clone(),
+            prepared,
+            previous,
+            slots: Arc::clone(&self.slots),
+            secrets: Arc::clone(&self.secrets),
+            trigger: Arc::clone(&self.trigger),
+            metrics: self.metrics.clone(),
+            tracker: tracker.clone(),
+            phase: Arc::clone(&phase),
+        };
+        let task = self.tasks.spawn(work.carry_out().instrument(span));
+        let run = Run {
+            uid: target.uid,
+            key: run_key,
+            again,
+            images,
+            phase,
+            tracker,
+            task: AbortOnDropHandle::new(task),
+        };
+        runs.insert(target.name, run);
+    }
+
+    /// How the mirror's run goes, if there is one.
+    pub(super) fn inspect(&self, name: &Name, now: Instant) -> Option<Snapshot> {
+        let runs = self.runs();
+        let run = runs.get(name)?;
+        let stage = match *run.phase.lock().unwrap_or_else(PoisonError::into_inner) {
+            // For a moment only when a slot is free: not worth a word.
+            Phase::Queued if self.slots.available_permits() > 0 => Stage::Running,
+            Phase::Queued => Stage::Queued,
+            Phase::Running => Stage::Running,
+            Phase::Finished(_) => Stage::Finished,
+        };
+        Some(Snapshot {
+            uid: run.uid.clone(),
+            run_key: run.key.clone(),
+            again: run.again,
+            stage,
+            copying: run.tracker.is_copying(),
+            images: run.images,
+            progress: run.tracker.progress(run.images, now),
+        })
+    }
+
+    /// Takes the result of a run that is over, and forgets the run.
+    pub(super) fn take_finished(&self, name: &Name) -> Option<RunOutcome> {
+        let mut runs = self.runs();
+        let finished = {
+            let run = runs.get(name)?;
+            let mut phase = run.phase.lock().unwrap_or_else(PoisonError::into_inner);
+            match std::mem::replace(&mut *phase, Phase::Running) {
+                Phase::Finished(outcome) => Some(outcome),
+                other => {
+                    *phase = other;
+                    None
+                }
+            }
+        };
+        if finished.is_some() {
+            runs.remove(name);
+        }
+        finished
+    }
+
+    /// Stops the mirror's run, if there is one, without waiting for its end.
+    pub(super) fn discard(&self, name: &Name) {
+        let run = self.runs().remove(name);
+        if run.is_some() {
+            tracing::info!(mirror = %name, "the running copy is stopped");
+        }
+    }
+
+    /// Stops the mirror's run, if there is one, and waits until it has let go of everything.
+    pub(super) async fn stop(&self, name: &Name) {
+        let run = self.runs().remove(name);
+        if let Some(run) = run {
+            run.task.abort();
+            tracing::info!(mirror = %name, "the running copy is stopped");
+            if tokio::time::timeout(STOP_LIMIT, run.task).await.is_err() {
+                tracing::warn!(mirror = %name, "the stopped copy still holds its resources");
+            }
+        }
+    }
+
+    /// Stops all runs and waits until they have let go of everything.
+    pub(super) async fn shut_down(&self, limit: Duration) {
+        self.tasks.close();
+        self.slots.close();
+        let runs = std::mem::take(&mut *self.runs());
+        let count = runs.len();
+        drop(runs);
+        if tokio::time::timeout(limit, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("some of {count} stopped copies still hold their resources");
+        }
+    }
+
+    fn runs(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Run>> {
+        // Entries are inserted and removed whole: a panic elsewhere leaves the map as good as before.
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Enough of a hash to tell runs apart in a log.
+fn shown_key(run_key: &str) -> &str {
+    run_key.get(..12).unwrap_or(run_key)
+}
+
+/// All that the task of a run needs.
+struct Work {
+    target: Target,
+    prepared: Box<dyn Prepared>,
+    previous: Option<AbortOnDropHandle<()>>,
+    slots: Arc<Semaphore>,
+    secrets: Arc<dyn SecretSource>,
+    trigger: Trigger,
+    metrics: Metrics,
+    tracker: Tracker,
+    phase: Arc<Mutex<Phase>>,
+}
+
+impl Work {
+    async fn carry_out(self) {
+        let Self {
+            target,
+            prepared,
+            previous,
+            slots,
+            secrets,
+            trigger,
+            metrics,
+            tracker,
+            phase,
+        } = self;
+        let enter = |next: Phase| {
+            *phase.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        };
+        if let Some(previous) = previous {
+            previous.abort();
+            // Its end is what counts; that it was cancelled is known.
+            drop(previous.await);
+        }
+        let _slot = match slots.try_acquire() {
+            Ok(slot) => slot,
+            // The operator is going down: nobody asks for the result.
+            Err(TryAcquireError::Closed) => return,
+            Err(TryAcquireError::NoPermits) => {
+                let _waiting = metrics.queued();
+                let Ok(slot) = slots.acquire().await else {
+                    return;
+                };
+                enter(Phase::Running);
+                trigger(&target.name);
+                slot
+            }
+        };
+        let running = metrics.running();
+        enter(Phase::Running);
+        let output = OutputManager::new(tracker);
+        let work = async {
+            let namespace = &target.name.namespace;
+            let documents = secrets.read(namespace, &prepared.secret_names()).await?;
+            prepared.run(namespace, documents, output).await
+        };
+        // A panic must fail this mirror alone (operator rule K23); what it left behind is dropped with the future.
+        let outcome = match AssertUnwindSafe(work).catch_unwind().await {
+            Ok(Ok(report)) => RunOutcome::Reported(report),
+            Ok(Err(failure)) => RunOutcome::Refused(failure),
+            Err(panic) => {
+                let text = panic_text(&*panic);
+                tracing::error!("the run ended by a bug: {text}");
+                RunOutcome::Panicked(text)
+            }
+        };
+        drop(running);
+        enter(Phase::Finished(outcome));
+        trigger(&target.name);
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "it left no text".to_owned())
+}

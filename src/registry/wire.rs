@@ -236,3 +236,53 @@ fn certificate_problem(problem: &CertificateError) -> &'static str {
         _ => "its certificate is not acceptable; replace it there, or skip TLS verification",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::registry::testing::upload_progress;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_may_take_for_ever_as_long_as_it_moves() {
+        for (pieces, is_whole, expected) in [
+            (0, false, 60),
+            (100, false, 100 * 50 + 60),
+            (100, true, 100 * 50 + 600),
+        ] {
+            let (sender, meter) = mpsc::unbounded_channel();
+            let feed = async move {
+                for _ in 0..pieces {
+                    tokio::time::sleep(Duration::from_secs(50)).await;
+                    sender.send(Sent::Bytes(1)).unwrap();
+                }
+                if is_whole {
+                    sender.send(Sent::All).unwrap();
+                }
+                pending::<()>().await;
+            };
+            let started = Instant::now();
+            let (operation, progress) = (Operation::new("upload"), upload_progress());
+            let result = tokio::select! {
+                result = watched(pending(), &operation, meter, &progress) => result,
+                () = feed => unreachable!("it never ends"),
+            };
+            assert!(
+                matches!(result, Err(Error::TransferStalled { sending, .. }) if sending != is_whole)
+            );
+            assert_eq!(started.elapsed().as_secs(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_logged_of_a_url_has_no_query_and_no_user() {
+        let url = "https://me:hunter2@r.example:5000/v2/x?signature=hunter2";
+        assert_eq!(
+            without_query(&url.parse().unwrap()),
+            "https://r.example:5000/v2/x"
+        );
+    }
+}

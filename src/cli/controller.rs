@@ -18,17 +18,32 @@ use super::Result;
 It connects as KUBECONFIG or ~/.kube/config say, inside a pod as its ServiceAccount.")]
 pub(super) struct Controller {
     /// Folder of the cache; each namespace has its own below it
-    #[arg(long, env = "IMAGE_PUSHER_CACHE_DIR", default_value = ".cache", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_CACHE_DIR",
+        default_value = ".cache",
+        value_name = "DIR"
+    )]
     cache_dir: PathBuf,
     /// Mirrors that are copied at once
     #[arg(long, env = "IMAGE_PUSHER_CONCURRENCY", default_value_t = 4, value_name = "NUMBER",
         value_parser = clap::value_parser!(u16).range(1..=1024))]
     concurrency: u16,
     /// Address of the admin port: /livez, /readyz, /metrics
-    #[arg(long, env = "IMAGE_PUSHER_METRICS_ADDR", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_METRICS_ADDR",
+        default_value = "0.0.0.0:8080",
+        value_name = "ADDRESS"
+    )]
     metrics_addr: SocketAddr,
     /// Watch only this namespace; may be given several times
-    #[arg(long, env = "IMAGE_PUSHER_WATCH_NAMESPACE", value_name = "NAMESPACE", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_WATCH_NAMESPACE",
+        value_name = "NAMESPACE",
+        value_delimiter = ','
+    )]
     watch_namespace: Vec<String>,
     /// Percent by which intervals differ at random, so that mirrors do not all begin at once
     #[arg(long, env = "IMAGE_PUSHER_INTERVAL_JITTER_PERCENTAGE", default_value_t = 5, value_name = "PERCENT",

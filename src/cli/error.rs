@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    cache,
+    cache, controller,
     error::{Class, Classified},
     image::Host,
     registry, transfer,
@@ -68,6 +68,9 @@ pub enum Error {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
+    /// The operator could not start, or ended.
+    #[error(transparent)]
+    Controller(#[from] controller::Error),
     /// Standard output could not be written.
     #[error("could not write to standard output")]
     OutputFailed(#[source] std::io::Error),
@@ -88,7 +91,11 @@ impl Error {
             | Self::FileUnreadable { .. }
             | Self::Access(_)
             | Self::CredentialsUnreadable { .. } => false,
-            Self::Transfer(_) | Self::Cache(_) | Self::OutputFailed(_) | Self::Interrupted => true,
+            Self::Transfer(_)
+            | Self::Cache(_)
+            | Self::Controller(_)
+            | Self::OutputFailed(_)
+            | Self::Interrupted => true,
         }
     }
 }
@@ -106,6 +113,7 @@ impl Classified for Error {
             | Self::CredentialsUnreadable { .. } => Class::Config,
             Self::Transfer(error) => error.class(),
             Self::Cache(error) => error.class(),
+            Self::Controller(error) => error.class(),
             Self::OutputFailed(_) => Class::Storage,
             Self::Interrupted => Class::Cancelled,
         }
@@ -119,6 +127,7 @@ impl Classified for Error {
             }
             Self::Transfer(error) => error.reason(),
             Self::Cache(error) => error.reason(),
+            Self::Controller(error) => error.reason(),
             Self::RegistryConflict { .. }
             | Self::PasswordMissing
             | Self::UsernameMissing

@@ -7,6 +7,7 @@
 mod access;
 mod clean;
 mod completions;
+mod controller;
 mod crd;
 mod error;
 mod hint;
@@ -50,6 +51,7 @@ enum Command {
     Push(push::Push),
     List(list::List),
     Clean(clean::Clean),
+    Controller(controller::Controller),
     Crd(crd::Crd),
     Completions(completions::Completions),
 }
@@ -76,7 +78,7 @@ impl Cli {
 
     /// Whether the command is the operator, whose logs are its only output.
     pub const fn is_operator(&self) -> bool {
-        false
+        matches!(self.command, Command::Controller(_))
     }
 
     /// Runs the command and tells how it ended. Errors are shown here, once.
@@ -93,6 +95,8 @@ impl Cli {
             Command::Push(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            // It handles the signals itself: the first one drains.
+            Command::Controller(command) => Box::pin(command.run()).await,
             Command::Crd(command) => command.run(&screen),
             Command::Completions(command) => command.run(&mut Self::command(), &screen),
         };

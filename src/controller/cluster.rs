@@ -3,16 +3,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{
-    channel::mpsc,
-    future::{BoxFuture, join_all},
-};
+use futures::{channel::mpsc, future::BoxFuture};
 use kube::{
     Api, Client, Config, Resource as _,
     api::{ListParams, Patch, PatchParams},
     runtime::reflector::{ObjectRef, Store},
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::{ImageMirror, ImageMirrorStatus};
 
@@ -72,6 +70,9 @@ pub(super) struct Watched {
     pub(super) store: Store<Guarded>,
     /// Names sent here are reconciled.
     pub(super) again: mpsc::UnboundedSender<ObjectRef<Guarded>>,
+    /// Cancelled when the first list has arrived. The store could tell as well, but of several who wait for it only one is
+    /// woken (`kube-runtime` 5.0.0, `utils/delayed_init.rs`), and the controller waits for it already.
+    pub(super) listed: CancellationToken,
 }
 
 /// All watches: one for the whole cluster, or one per watched namespace.
@@ -103,18 +104,11 @@ impl Watches {
         seen.is_some_and(|object| object.meta().uid.as_deref() == Some(&target.uid))
     }
 
-    /// What each watch holds.
-    fn stores(&self) -> impl Iterator<Item = &Store<Guarded>> {
-        self.by_namespace.values().map(|watched| &watched.store)
-    }
-
     /// Waits until every watch has listed its objects once.
     pub(super) async fn wait_until_listed(&self) {
-        join_all(self.stores().map(|store| async move {
-            // An error means that the watch is gone, which ends the operator by itself.
-            drop(store.wait_until_ready().await);
-        }))
-        .await;
+        for watched in self.by_namespace.values() {
+            watched.listed.cancelled().await;
+        }
     }
 
     fn of(&self, name: &Name) -> Option<&Watched> {

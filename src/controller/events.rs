@@ -107,7 +107,11 @@ impl Events {
             reason,
             note,
         } = &announcement;
-        tracing::info!(mirror = %target.name, warning, reason, "{note}");
+        if *warning {
+            tracing::warn!(mirror = %target.name, reason, "{note}");
+        } else {
+            tracing::info!(mirror = %target.name, reason, "{note}");
+        }
         if self.queue.try_send((target.clone(), announcement)).is_err() {
             self.metrics.event("dropped");
         }

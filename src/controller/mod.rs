@@ -20,6 +20,8 @@ mod metrics;
 mod present;
 mod progress;
 mod reconcile;
+#[cfg(test)]
+mod scenarios;
 mod schedule;
 mod secrets;
 mod signals;

@@ -331,3 +331,203 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "it left no text".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use futures::future::BoxFuture;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::{
+        controller::engine::{Failure, RunReport},
+        mirror::SecretDocument,
+    };
+
+    struct NoSecrets;
+
+    impl SecretSource for NoSecrets {
+        fn read<'a>(
+            &'a self,
+            _namespace: &'a str,
+            _names: &'a BTreeSet<String>,
+        ) -> BoxFuture<'a, Result<BTreeMap<String, SecretDocument>, Failure>> {
+            Box::pin(std::future::ready(Ok(BTreeMap::new())))
+        }
+    }
+
+    /// A run that lasts until it is let go, or panics at once.
+    struct Held {
+        key: &'static str,
+        panics: bool,
+        running: Arc<AtomicUsize>,
+        let_go: Arc<Notify>,
+    }
+
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Prepared for Held {
+        fn secret_names(&self) -> BTreeSet<String> {
+            BTreeSet::new()
+        }
+
+        fn run_key(&self) -> String {
+            self.key.to_owned()
+        }
+
+        fn interval(&self) -> Option<Duration> {
+            None
+        }
+
+        fn image_count(&self) -> usize {
+            1
+        }
+
+        fn run(
+            self: Box<Self>,
+            _namespace: &str,
+            _secrets: BTreeMap<String, SecretDocument>,
+            _output: OutputManager,
+        ) -> BoxFuture<'static, Result<RunReport, Failure>> {
+            Box::pin(async move {
+                self.running.fetch_add(1, Ordering::SeqCst);
+                let _counted = Counted(Arc::clone(&self.running));
+                assert!(!self.panics, "index out of bounds");
+                self.let_go.notified().await;
+                Ok(RunReport::default())
+            })
+        }
+    }
+
+    struct Bed {
+        supervisor: Supervisor,
+        running: Arc<AtomicUsize>,
+        let_go: Arc<Notify>,
+        triggers: Arc<AtomicUsize>,
+    }
+
+    fn bed(slots: usize) -> Bed {
+        let triggers = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&triggers);
+        let trigger: Trigger = Arc::new(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        Bed {
+            supervisor: Supervisor::new(slots, Arc::new(NoSecrets), trigger, Metrics::default()),
+            running: Arc::default(),
+            let_go: Arc::default(),
+            triggers,
+        }
+    }
+
+    fn name(name: &str) -> Name {
+        Name {
+            namespace: "n".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    impl Bed {
+        async fn start(&self, mirror: &str, key: &'static str, panics: bool) {
+            self.supervisor.start(Order {
+                target: Target {
+                    name: name(mirror),
+                    uid: "u".to_owned(),
+                },
+                prepared: Box::new(Held {
+                    key,
+                    panics,
+                    running: Arc::clone(&self.running),
+                    let_go: Arc::clone(&self.let_go),
+                }),
+                again: false,
+            });
+            self.settle().await;
+        }
+
+        /// Lets every task go on until all of them wait.
+        async fn settle(&self) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+
+        fn stage(&self, mirror: &str) -> Option<Stage> {
+            let snapshot = self.supervisor.inspect(&name(mirror), Instant::now());
+            snapshot.map(|snapshot| snapshot.stage)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn runs_beyond_the_slots_wait_for_their_turn() {
+        let bed = bed(1);
+        bed.start("a", "k", false).await;
+        bed.start("b", "k", false).await;
+        assert_eq!(
+            (bed.stage("a"), bed.stage("b")),
+            (Some(Stage::Running), Some(Stage::Queued))
+        );
+        bed.let_go.notify_one();
+        bed.settle().await;
+        assert_eq!(
+            (bed.stage("a"), bed.stage("b")),
+            (Some(Stage::Finished), Some(Stage::Running))
+        );
+        // The end of one and the turn of the other.
+        assert_eq!(bed.triggers.load(Ordering::SeqCst), 2);
+        assert!(matches!(
+            bed.supervisor.take_finished(&name("a")),
+            Some(RunOutcome::Reported(_))
+        ));
+        assert_eq!(bed.stage("a"), None);
+        assert!(bed.supervisor.take_finished(&name("b")).is_none());
+        assert_eq!(bed.stage("b"), Some(Stage::Running));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_is_replaced_is_gone_before_its_successor_begins() {
+        let bed = bed(2);
+        bed.start("a", "old", false).await;
+        bed.start("a", "new", false).await;
+        assert_eq!(bed.running.load(Ordering::SeqCst), 1);
+        let snapshot = bed.supervisor.inspect(&name("a"), Instant::now()).unwrap();
+        assert_eq!(snapshot.view().run_key, "new");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stopping_and_shutting_down_drop_the_work() {
+        let bed = bed(1);
+        bed.start("a", "k", false).await;
+        bed.start("b", "k", false).await;
+        bed.supervisor.stop(&name("a")).await;
+        bed.settle().await;
+        assert_eq!(
+            (bed.stage("a"), bed.stage("b")),
+            (None, Some(Stage::Running))
+        );
+        bed.supervisor.shut_down(Duration::from_secs(1)).await;
+        assert_eq!(bed.running.load(Ordering::SeqCst), 0);
+    }
+
+    /// Operator rule K23.
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_panics_fails_its_mirror_alone() {
+        let bed = bed(2);
+        bed.start("a", "k", false).await;
+        bed.start("b", "k", true).await;
+        let outcome = bed.supervisor.take_finished(&name("b")).unwrap();
+        assert!(
+            matches!(&outcome, RunOutcome::Panicked(text) if text.contains("index out of bounds")),
+            "{outcome:?}"
+        );
+        assert_eq!(bed.stage("a"), Some(Stage::Running));
+    }
+}

@@ -31,6 +31,7 @@ pub(super) struct Intake {
     namespace: Option<String>,
     writer: reflector::store::Writer<Guarded>,
     again: mpsc::UnboundedReceiver<reflector::ObjectRef<Guarded>>,
+    listed: CancellationToken,
 }
 
 /// Opens one watch per scope: a namespace, or `None` for the whole cluster.
@@ -40,17 +41,20 @@ pub(super) fn open_watches(scopes: Vec<Option<String>>) -> (Watches, Vec<Intake>
     for namespace in scopes {
         let (store, writer) = reflector::store();
         let (sender, receiver) = mpsc::unbounded();
+        let listed = CancellationToken::new();
         watched.insert(
             namespace.clone(),
             Watched {
                 store,
                 again: sender,
+                listed: listed.clone(),
             },
         );
         intakes.push(Intake {
             namespace,
             writer,
             again: receiver,
+            listed,
         });
     }
     (Watches::new(watched), intakes)
@@ -63,6 +67,7 @@ impl Intake {
             namespace,
             writer,
             again,
+            listed,
         } = self;
         let api = cluster::mirrors(&client, namespace.as_deref());
         let config = watcher::Config::default()
@@ -74,6 +79,11 @@ impl Intake {
             .default_backoff()
             .modify(|object| object.meta_mut().managed_fields = None)
             .reflect(writer)
+            .inspect(move |event| {
+                if matches!(event, Ok(watcher::Event::InitDone)) {
+                    listed.cancel();
+                }
+            })
             .applied_objects()
             .predicate_filter(
                 predicates::generation.combine(predicates::finalizers),

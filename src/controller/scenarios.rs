@@ -1,0 +1,437 @@
+//! Looks at mirrors against an API server that is played request by request (operator rule K26): a call too many finds
+//! nobody to answer it, a call too few is waited for in vain.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::{Method, Request, Response};
+use http_body_util::BodyExt as _;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kube::{Client, Resource as _, client::Body, runtime::controller::Action};
+use serde_json::{Value, json};
+use tower_test::mock;
+
+use super::{
+    cluster::{ClusterStatuses, Watches, check_served},
+    engine::{Engine, Failure, Prepared, RunReport},
+    error::Error,
+    events, fixtures,
+    guard::Guarded,
+    metrics::Metrics,
+    reconcile::{Book, Context, FINALIZER, reconcile},
+    schedule::Jitter,
+    secrets::{ClusterSecrets, SecretSource as _},
+    supervise::Supervisor,
+    target::Target,
+    writer::{StatusSink as _, StatusWriter, Written},
+};
+use crate::{
+    api::{
+        ImageMirrorSpec, ImageMirrorStatus,
+        condition::{READY, RECONCILING, STALLED, find},
+    },
+    error::Class,
+    mirror::SecretDocument,
+    output::OutputManager,
+};
+
+type Handle = mock::Handle<Request<Body>, Response<Body>>;
+
+fn server() -> (Client, Handle) {
+    let (service, handle) = mock::pair();
+    (Client::new(service, "default"), handle)
+}
+
+/// One request of the operator, as the server sees it.
+struct Call {
+    method: Method,
+    uri: String,
+    content_type: String,
+    body: Value,
+    answer: mock::SendResponse<Response<Body>>,
+}
+
+impl Call {
+    async fn next(handle: &mut Handle) -> Self {
+        let wait = tokio::time::timeout(Duration::from_secs(1), handle.next_request());
+        let (request, answer) = wait.await.expect("a call was expected").unwrap();
+        let (parts, body) = request.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let header = parts.headers.get("content-type");
+        Self {
+            method: parts.method,
+            uri: parts.uri.to_string(),
+            content_type: header
+                .map_or("", |value| value.to_str().unwrap())
+                .to_owned(),
+            body: serde_json::from_slice(&bytes).unwrap_or_default(),
+            answer,
+        }
+    }
+
+    fn answer(self, code: u16, body: &Value) {
+        let response = Response::builder()
+            .status(code)
+            .body(Body::from(serde_json::to_vec(body).unwrap()))
+            .unwrap();
+        self.answer.send_response(response);
+    }
+
+    fn refuse(self, code: u16, reason: &str) {
+        let message = format!("the server says {reason}");
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+            "code": code, "reason": reason, "message": message});
+        self.answer(code, &status);
+    }
+}
+
+/// An engine whose runs never end by themselves, and that tells when one is dropped.
+#[derive(Default)]
+struct Endless {
+    dropped: Arc<Mutex<u32>>,
+}
+
+struct EndlessRun(Arc<Mutex<u32>>);
+
+impl Drop for EndlessRun {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap() += 1;
+    }
+}
+
+impl Engine for Endless {
+    fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
+        if spec.destinations.is_empty() {
+            return Err(fixtures::failure(Class::Config));
+        }
+        Ok(Box::new(EndlessRun(Arc::clone(&self.dropped))))
+    }
+}
+
+impl Prepared for EndlessRun {
+    fn secret_names(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    fn run_key(&self) -> String {
+        "key".to_owned()
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
+
+    fn image_count(&self) -> usize {
+        1
+    }
+
+    fn run(
+        self: Box<Self>,
+        _namespace: &str,
+        _secrets: BTreeMap<String, SecretDocument>,
+        _output: OutputManager,
+    ) -> BoxFuture<'static, Result<RunReport, Failure>> {
+        Box::pin(async move {
+            std::future::pending::<()>().await;
+            drop(self);
+            Ok(RunReport::default())
+        })
+    }
+}
+
+struct Bed {
+    context: Arc<Context>,
+    handle: Handle,
+    runs_dropped: Arc<Mutex<u32>>,
+}
+
+fn bed() -> Bed {
+    let (client, handle) = server();
+    let engine = Endless::default();
+    let runs_dropped = Arc::clone(&engine.dropped);
+    let metrics = Metrics::default();
+    let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
+    let secrets = Arc::new(ClusterSecrets::new(client.clone()));
+    let context = Arc::new(Context {
+        client,
+        engine: Arc::new(engine),
+        supervisor: Supervisor::new(1, secrets, Arc::new(|_| {}), metrics.clone()),
+        writer: StatusWriter::new(),
+        events,
+        metrics,
+        jitter: Jitter::new(0),
+        now: || Timestamp::UNIX_EPOCH,
+        sample: || 0.5,
+        book: Book::default(),
+    });
+    Bed {
+        context,
+        handle,
+        runs_dropped,
+    }
+}
+
+fn object() -> Guarded {
+    Guarded::Valid(Box::new(fixtures::mirror()))
+}
+
+fn malformed() -> Guarded {
+    let mut value = serde_json::to_value(fixtures::mirror()).unwrap();
+    value["spec"]["transfer"] = json!({"existingBlobs": "Sideways"});
+    serde_json::from_value(value).unwrap()
+}
+
+fn deleted(mut object: Guarded) -> Guarded {
+    object.meta_mut().deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    object
+}
+
+/// One look, while `answer` plays the server.
+async fn look(
+    bed: &mut Bed,
+    object: Guarded,
+    answer: impl AsyncFnOnce(&mut Handle),
+) -> Result<Action, Error> {
+    let look = reconcile(Arc::new(object), Arc::clone(&bed.context));
+    let (result, ()) = tokio::join!(look, answer(&mut bed.handle));
+    result
+}
+
+async fn nobody(_handle: &mut Handle) {}
+
+fn status(bed: &Bed) -> ImageMirrorStatus {
+    let target = Target::of(&object()).unwrap();
+    bed.context.writer.current(&target).unwrap()
+}
+
+#[tokio::test]
+async fn a_new_mirror_gets_our_finalizer_before_anything_else() {
+    let mut bed = bed();
+    let mut new = object();
+    new.meta_mut().finalizers = None;
+    let action = look(&mut bed, new, async |handle| {
+        let call = Call::next(handle).await;
+        assert_eq!(call.method, Method::PATCH);
+        assert!(
+            call.uri
+                .starts_with("/apis/imagepusher.io/v1alpha1/namespaces/team/imagemirrors/mirror?"),
+            "{}",
+            call.uri
+        );
+        assert_eq!(call.body[1]["value"], json!([FINALIZER]));
+        call.answer(200, &json!({"metadata": {"name": "mirror"}}));
+    })
+    .await
+    .unwrap();
+    assert_eq!(action, Action::await_change());
+    assert!(
+        bed.context
+            .supervisor
+            .inspect(
+                &Target::of(&object()).unwrap().name,
+                std::time::Instant::now()
+            )
+            .is_none()
+    );
+}
+
+/// CRD finding F40: the cache did not show our finalizer yet.
+#[tokio::test]
+async fn a_finalizer_that_is_there_already_is_no_error() {
+    let mut bed = bed();
+    let mut new = object();
+    new.meta_mut().finalizers = None;
+    let action = look(&mut bed, new, async |handle| {
+        Call::next(handle).await.refuse(422, "Invalid");
+    })
+    .await
+    .unwrap();
+    assert_eq!(action, Action::requeue(Duration::from_secs(1)));
+}
+
+#[tokio::test]
+async fn a_look_starts_the_copy_and_returns_at_once() {
+    let mut bed = bed();
+    let action = look(&mut bed, object(), nobody).await.unwrap();
+    assert_eq!(action, Action::requeue(Duration::from_secs(5)));
+    let status = status(&bed);
+    assert_eq!(status.observed_generation, 1);
+    assert_eq!(find(&status.conditions, READY).unwrap().status, "Unknown");
+    assert!(find(&status.conditions, RECONCILING).is_some());
+}
+
+#[tokio::test]
+async fn a_deleted_mirror_loses_its_copy_and_then_our_finalizer() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    // The run has to begin before it can be stopped.
+    tokio::task::yield_now().await;
+    let runs_dropped = Arc::clone(&bed.runs_dropped);
+    let before = *runs_dropped.lock().unwrap();
+    look(&mut bed, deleted(object()), async |handle| {
+        let call = Call::next(handle).await;
+        assert!(
+            *runs_dropped.lock().unwrap() > before,
+            "the copy is gone first"
+        );
+        assert_eq!(
+            call.body[1],
+            json!({"op": "remove", "path": "/metadata/finalizers/0"})
+        );
+        // Somebody else removed the object meanwhile: that is as good (operator rule K18).
+        call.refuse(404, "NotFound");
+    })
+    .await
+    .unwrap();
+    let target = Target::of(&object()).unwrap();
+    assert!(bed.context.writer.current(&target).is_none());
+}
+
+#[tokio::test]
+async fn a_malformed_mirror_is_told_which_field_is_wrong_and_can_be_deleted() {
+    let mut bed = bed();
+    let action = look(&mut bed, malformed(), nobody).await.unwrap();
+    assert_eq!(action, Action::await_change());
+    let status = status(&bed);
+    let stalled = find(&status.conditions, STALLED).unwrap();
+    assert_eq!(stalled.reason, "InvalidSpec");
+    assert!(
+        stalled.message.starts_with("spec.transfer.existingBlobs:"),
+        "{}",
+        stalled.message
+    );
+    look(&mut bed, deleted(malformed()), async |handle| {
+        Call::next(handle)
+            .await
+            .answer(200, &json!({"metadata": {"name": "mirror"}}));
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_spec_that_becomes_wrong_stops_the_copy() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    let mut mirror = fixtures::mirror();
+    mirror.spec.destinations.clear();
+    mirror.metadata.generation = Some(2);
+    let wrong = Guarded::Valid(Box::new(mirror));
+    let action = look(&mut bed, wrong, nobody).await.unwrap();
+    assert_eq!(action, Action::await_change());
+    let name = Target::of(&object()).unwrap().name;
+    assert!(
+        bed.context
+            .supervisor
+            .inspect(&name, std::time::Instant::now())
+            .is_none()
+    );
+    assert_eq!(status(&bed).observed_generation, 2);
+}
+
+/// Operator rule K3.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_answers_ends_the_look_with_an_error() {
+    let mut bed = bed();
+    let mut new = object();
+    new.meta_mut().finalizers = None;
+    let result = look(&mut bed, new, async |handle| {
+        let call = Call::next(handle).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        drop(call);
+    })
+    .await;
+    assert!(
+        matches!(result, Err(Error::ApiServerSilent { .. })),
+        "{result:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_is_told_by_name_and_missing_permission() {
+    for (code, reason, expected, text) in [
+        (
+            404,
+            "NotFound",
+            "SecretNotFound",
+            "Secret login does not exist in namespace team",
+        ),
+        (
+            403,
+            "Forbidden",
+            "AccessDenied",
+            "lacks the verb get on secrets in namespace team",
+        ),
+        (
+            500,
+            "InternalError",
+            "ApiServerUnavailable",
+            "the server says InternalError",
+        ),
+    ] {
+        let (client, mut handle) = server();
+        let secrets = ClusterSecrets::new(client);
+        let names = BTreeSet::from(["login".to_owned()]);
+        let (result, ()) = tokio::join!(secrets.read("team", &names), async {
+            let call = Call::next(&mut handle).await;
+            assert_eq!(call.uri, "/api/v1/namespaces/team/secrets/login");
+            call.refuse(code, reason);
+        });
+        let failure = result.unwrap_err();
+        assert_eq!(failure.reason, expected);
+        assert!(failure.message.contains(text), "{}", failure.message);
+    }
+}
+
+#[tokio::test]
+async fn a_status_is_applied_whole_under_our_one_name() {
+    let (client, mut handle) = server();
+    let sink = ClusterStatuses {
+        client,
+        watches: Watches::default(),
+    };
+    let target = Target::of(&object()).unwrap();
+    assert!(
+        !sink.exists(&target),
+        "nothing is written to what is not in the store"
+    );
+    let write = sink.write(target, ImageMirrorStatus::default());
+    let (written, ()) = tokio::join!(write, async {
+        let call = Call::next(&mut handle).await;
+        assert_eq!(call.method, Method::PATCH);
+        assert!(
+            call.uri.contains("/imagemirrors/mirror/status?"),
+            "{}",
+            call.uri
+        );
+        assert!(
+            call.uri.contains("force=true")
+                && call.uri.contains("fieldManager=imagemirror-controller")
+        );
+        assert_eq!(call.content_type, "application/apply-patch+yaml");
+        let expected = json!({"apiVersion": "imagepusher.io/v1alpha1", "kind": "ImageMirror",
+            "status": {"observedGeneration": -1}});
+        assert_eq!(call.body, expected);
+        call.answer(200, &serde_json::to_value(fixtures::mirror()).unwrap());
+    });
+    assert_eq!(written, Written::Succeeded);
+}
+
+#[tokio::test]
+async fn a_missing_crd_is_told_with_the_command_that_installs_it() {
+    let (client, mut handle) = server();
+    let (result, ()) = tokio::join!(check_served(&client, None), async {
+        let call = Call::next(&mut handle).await;
+        assert!(call.uri.contains("limit=1"), "{}", call.uri);
+        call.refuse(404, "NotFound");
+    });
+    let text = result.unwrap_err().to_string();
+    assert!(
+        text.contains("docker-image-pusher crd | kubectl apply"),
+        "{text}"
+    );
+}

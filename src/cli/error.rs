@@ -68,7 +68,7 @@ pub enum Error {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
-    /// The operator could not start, or ended.
+    /// The operator failed.
     #[error(transparent)]
     Controller(#[from] controller::Error),
     /// Standard output could not be written.

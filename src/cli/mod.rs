@@ -95,7 +95,6 @@ impl Cli {
             Command::Push(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
-            // It handles the signals itself: the first one drains.
             Command::Controller(command) => Box::pin(command.run()).await,
             Command::Crd(command) => command.run(&screen),
             Command::Completions(command) => command.run(&mut Self::command(), &screen),

@@ -1,4 +1,4 @@
-//! Who we are to a registry, and what a 401 makes of it.
+//! What goes along with each request as login, and what a 401 makes of it.
 //!
 //! Nothing is sent before it is asked for (registry rule A1): the first request of a host goes out bare, its 401 names the
 //! way, and from then on the way is known. Credentials go to the registry itself and to the token service it names, and the
@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, header::AUTHORIZATION};
 use reqwest::Client;
 use secrecy::{ExposeSecret, SecretString};
@@ -22,8 +21,10 @@ use crate::image::Digest;
 use super::{
     address,
     challenge::Challenge,
+    credential::{Credential, basic_header},
     error::{Error, Operation, Result},
-    token::{self, IDENTITY_USER, Token, TokenCache, TokenKey},
+    scope::{Access, Scope, asks_for_more, merged_scopes},
+    token::{self, Token, TokenCache, TokenKey},
     wire,
 };
 
@@ -32,59 +33,6 @@ const OLD_TOKEN: Duration = Duration::from_mins(1);
 
 /// A token that is "not yet valid" becomes so when the registry's clock has caught up (A15; hub-feedback#647).
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
-
-/// The user under which Azure's registry takes an identity token (A19; `rules_oci#600`).
-pub(super) const AZURE_USER: &str = "00000000-0000-0000-0000-000000000000";
-
-/// Who we are to a registry.
-#[derive(Debug, Clone, Default)]
-pub enum Credential {
-    /// Nobody.
-    #[default]
-    Anonymous,
-    /// A user with a password or an access token in its place.
-    Basic {
-        /// The user's name.
-        username: String,
-        /// The password.
-        password: SecretString,
-    },
-    /// A token to get other tokens with, as `docker login` stores it for some registries.
-    IdentityToken(SecretString),
-    /// A token to be sent as it is.
-    RegistryToken(SecretString),
-}
-
-impl Credential {
-    /// What a user name with a password is; some names say that the password is an identity token.
-    pub fn from_login(username: String, password: SecretString) -> Self {
-        if username == IDENTITY_USER || username == AZURE_USER {
-            Self::IdentityToken(password)
-        } else {
-            Self::Basic { username, password }
-        }
-    }
-
-    /// Whether this is nobody.
-    pub const fn is_anonymous(&self) -> bool {
-        matches!(self, Self::Anonymous)
-    }
-}
-
-/// What a request is for, in the terms of token services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
-    Pull,
-    Push,
-}
-
-/// What a request needs: a repository and what is done with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Scope {
-    /// The name as the registry knows it.
-    pub(super) repository: String,
-    pub(super) access: Access,
-}
 
 /// The `Authorization` of one request and where it came from.
 pub(super) struct Authorization {
@@ -401,7 +349,7 @@ impl Auth {
             known.pushed.insert(scope.repository.clone());
         }
         let host = known.host.get_or_insert_with(|| general.clone());
-        if *host == general && !names_others(challenge, scope) {
+        if *host == general && !asks_for_more(challenge, scope) {
             known.repositories.remove(&scope.repository);
         } else {
             known
@@ -431,22 +379,6 @@ impl Auth {
     }
 }
 
-/// The header of a user and password; nothing for nobody.
-pub(super) fn basic_header(credential: &Credential, host: &str) -> Result<Option<HeaderValue>> {
-    let (username, password) = match credential {
-        Credential::Anonymous | Credential::RegistryToken(_) => return Ok(None),
-        Credential::Basic { username, password } => (username.as_str(), password),
-        Credential::IdentityToken(token) => (IDENTITY_USER, token),
-    };
-    let text = STANDARD.encode(format!("{username}:{}", password.expose_secret()));
-    let mut header =
-        HeaderValue::from_str(&format!("Basic {text}")).map_err(|_| Error::InvalidCredential {
-            host: host.to_owned(),
-        })?;
-    header.set_sensitive(true);
-    Ok(Some(header))
-}
-
 /// Sets the header of a request.
 pub(super) fn apply(request: &mut reqwest::Request, header: Option<&HeaderValue>) {
     if let Some(header) = header {
@@ -467,113 +399,9 @@ fn check_realm(base: &Url, realm: &Url, operation: &Operation) -> Result<()> {
     }
 }
 
-/// The scopes to ask for: what the request needs, with what the challenge asked for beyond, the request's own repository
-/// first, since some registries read only the first (A12; `docker_auth#67`). Where a challenge names only another repository
-/// it knows better what ours is called there.
-fn merged_scopes(asked: &[String], needed: Option<&Scope>, is_pushed: bool) -> Vec<String> {
-    let Some(needed) = needed else {
-        return asked.to_vec();
-    };
-    let mut actions = vec!["pull"];
-    if is_pushed || needed.access == Access::Push {
-        actions.push("push");
-    }
-    let mut name = needed.repository.as_str();
-    let repositories: Vec<_> = asked
-        .iter()
-        .filter_map(|scope| split_scope(scope))
-        .collect();
-    if !repositories.is_empty() && !repositories.iter().any(|(other, _)| *other == name) {
-        name = repositories[0].0;
-    }
-    for (other, more) in &repositories {
-        if *other == name {
-            for action in more.split(',').filter(|action| !action.is_empty()) {
-                if !actions.contains(&action) {
-                    actions.push(action);
-                }
-            }
-        }
-    }
-    let own = format!("repository:{name}:{}", actions.join(","));
-    let others = asked
-        .iter()
-        .filter(|scope| split_scope(scope).is_none_or(|(other, _)| other != name))
-        .cloned();
-    std::iter::once(own).chain(others).collect()
-}
-
-/// Name and actions of a `repository:name:actions`; the name may hold a colon, so it is split from both ends (A11).
-fn split_scope(scope: &str) -> Option<(&str, &str)> {
-    scope.strip_prefix("repository:")?.rsplit_once(':')
-}
-
-/// Whether a challenge asks for more than the scope anybody would compute.
-fn names_others(challenge: &Challenge, scope: &Scope) -> bool {
-    match challenge {
-        Challenge::Basic => false,
-        Challenge::Bearer { scopes, .. } => {
-            merged_scopes(scopes, Some(scope), true) != merged_scopes(&[], Some(scope), true)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn scope(access: Access) -> Scope {
-        Scope {
-            repository: "team/app".to_owned(),
-            access,
-        }
-    }
-
-    #[test]
-    fn scopes_are_merged_with_the_own_repository_first() {
-        use Access::{Pull, Push};
-        for (asked, access, is_pushed, expected) in [
-            ("", Pull, false, "repository:team/app:pull"),
-            ("", Push, false, "repository:team/app:pull,push"),
-            ("", Pull, true, "repository:team/app:pull,push"),
-            (
-                "repository:team/app:pull",
-                Push,
-                false,
-                "repository:team/app:pull,push",
-            ),
-            (
-                "repository:team/app:delete",
-                Pull,
-                false,
-                "repository:team/app:pull,delete",
-            ),
-            (
-                "repository:h:5000/x:pull",
-                Pull,
-                false,
-                "repository:h:5000/x:pull",
-            ),
-            (
-                "registry:catalog:* repository:team/app:pull",
-                Pull,
-                false,
-                "repository:team/app:pull registry:catalog:*",
-            ),
-            (
-                "repository:other/x:pull repository:team/app:pull",
-                Push,
-                false,
-                "repository:team/app:pull,push repository:other/x:pull",
-            ),
-        ] {
-            let asked: Vec<_> = asked.split_ascii_whitespace().map(str::to_owned).collect();
-            assert_eq!(
-                merged_scopes(&asked, Some(&scope(access)), is_pushed).join(" "),
-                expected
-            );
-        }
-    }
 
     #[test]
     fn a_token_service_must_be_where_a_credential_may_go() {
@@ -597,30 +425,5 @@ mod tests {
             );
             assert_eq!(checked.is_ok(), allowed, "{base} {realm}");
         }
-    }
-
-    #[test]
-    fn no_debug_output_shows_a_credential() {
-        let secret = || SecretString::from("hunter2");
-        for credential in [
-            Credential::Basic {
-                username: "me".to_owned(),
-                password: secret(),
-            },
-            Credential::IdentityToken(secret()),
-            Credential::RegistryToken(secret()),
-        ] {
-            assert!(!format!("{credential:?}").contains("hunter2"));
-            let header = basic_header(&credential, "h").unwrap();
-            assert!(!format!("{header:?}").contains("aHVudGVy"));
-        }
-    }
-
-    #[test]
-    fn an_identity_token_is_the_password_of_a_user_of_that_name() {
-        let header = basic_header(&Credential::IdentityToken("abc".into()), "h")
-            .unwrap()
-            .unwrap();
-        assert_eq!(header, format!("Basic {}", STANDARD.encode("<token>:abc")));
     }
 }

@@ -13,10 +13,11 @@ use crate::{image::RepositoryPath, output::OutputManager};
 
 use super::{
     Endpoint, Retry,
-    auth::{Access, Auth, Scope},
+    auth::Auth,
     body,
     connect::{self, ClientOptions},
     error::Result,
+    scope::{Access, Scope},
     transport::Gate,
 };
 
@@ -44,7 +45,7 @@ pub(super) struct Shared {
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
-    /// Requests that nobody waits for; they end with the last clone.
+    /// Requests that nobody waits for; each ends by itself within seconds.
     background: Mutex<JoinSet<()>>,
 }
 
@@ -54,8 +55,13 @@ impl Shared {
         let is_registry = response.headers().contains_key(API_VERSION_HEADER)
             || (response.status().is_success() && !body::is_web_page(response));
         if is_registry {
-            self.is_reached.store(true, Ordering::Relaxed);
+            self.note_registry();
         }
+    }
+
+    /// The same, from a body that only a registry sends.
+    pub(super) fn note_registry(&self) {
+        self.is_reached.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_reached(&self) -> bool {
@@ -156,5 +162,42 @@ impl RegistryClient {
         let mut url = self.shared.base.clone();
         url.set_path(&format!("/v2/{name}/{rest}"));
         url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::registry::testing::{
+        client_at, descriptor, manifest, repository, tag, upload_progress,
+    };
+    use crate::registry::{BlobSource, ClientOptions, Credential, Endpoint};
+
+    /// Only has to compile: the work is spread over threads.
+    #[test]
+    fn every_operation_can_run_on_any_thread() {
+        fn check<T: Send>(_: T) {}
+        let client = client_at("https://r.example", ClientOptions::default());
+        let source = BlobSource::open(std::path::Path::new("/dev/null")).unwrap();
+        let (repository, tag, blob, progress) =
+            (repository(), tag(), descriptor(b""), upload_progress());
+        check(client.head_manifest(&repository, &tag));
+        check(client.get_manifest(&repository, &tag));
+        check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
+        check(client.has_blob(&repository, &blob));
+        check(client.get_blob(&repository, &blob));
+        check(client.upload_blob_with_token(&repository, &blob, &source, &progress, None));
+        check(client.list_tags(&repository));
+    }
+
+    #[test]
+    fn no_debug_output_of_a_client_shows_its_credential() {
+        let options = ClientOptions {
+            credential: Credential::from_login("me".to_owned(), "hunter2".into()),
+            ..ClientOptions::default()
+        };
+        assert!(!format!("{options:?}").contains("hunter2"));
+        let client = client_at("https://r.example", options).with_token("hunter2");
+        assert_eq!(*client.endpoint(), Endpoint::parse("r.example").unwrap());
+        assert!(!format!("{client:?}").contains("hunter2"));
     }
 }

@@ -1,18 +1,15 @@
-//! The HTTP client: TLS roots, client certificate, time limits, connections.
+//! The HTTP client: what a user can choose, time limits, connections.
 
 use std::time::Duration;
 
-use reqwest::{Client, ClientBuilder, redirect};
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::{Client, redirect};
+use secrecy::SecretString;
 
 use super::{
-    auth::Credential,
+    credential::Credential,
     endpoint::Endpoint,
     error::{Cause, Error, Result},
+    tls,
 };
 
 /// Name resolution, TCP and TLS together (registry rule P12).
@@ -56,85 +53,19 @@ impl Default for ClientOptions {
 
 /// Builds the client for one registry.
 pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Client> {
-    let roots = extra_roots(endpoint, &options.ca_certificates)?;
-    let prepare = || -> Result<ClientBuilder> {
-        let mut builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect::Policy::none())
-            // One stream of http/2 is bound by its window: 44 MB/s at 40 ms where http/1.1 has 1050 (P1).
-            .http1_only()
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_LIMIT)
-            .pool_idle_timeout(POOL_IDLE_LIMIT)
-            .tls_danger_accept_invalid_certs(options.skip_tls_verify)
-            .retry(reqwest::retry::never());
-        if let Some(identity) = &options.client_identity {
-            builder = builder.identity(parse_identity(endpoint, identity)?);
-        }
-        Ok(builder)
-    };
-    let first = prepare()?.tls_certs_merge(roots.iter().cloned()).build();
-    let error = match first {
-        Ok(client) => return Ok(client),
-        Err(error) => error,
-    };
-    // The roots given were checked before, so what is missing are the system's, in an image without any. Plain HTTP needs
-    // none, as long as nobody redirects to TLS.
-    if !roots.is_empty() || options.skip_tls_verify {
-        return Err(unusable(endpoint, &error));
-    }
-    if !endpoint.is_plain_http() {
-        return Err(Error::NoTrustedRoots {
-            host: endpoint.host().to_string(),
-        });
-    }
-    prepare()?
-        .tls_certs_only([])
+    Client::builder()
+        .tls_backend_preconfigured(tls::config(endpoint, options)?)
+        .http1_only()
+        .user_agent(USER_AGENT)
+        .redirect(redirect::Policy::none())
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_LIMIT)
+        .pool_idle_timeout(POOL_IDLE_LIMIT)
+        // What is tried again is decided in one place, and that is not here.
+        .retry(reqwest::retry::never())
         .build()
-        .map_err(|error| unusable(endpoint, &error))
-}
-
-fn unusable(endpoint: &Endpoint, error: &reqwest::Error) -> Error {
-    Error::ClientUnusable {
-        host: endpoint.host().to_string(),
-        source: Cause::of(error),
-    }
-}
-
-/// Reads the bundles and makes sure that each certificate can serve as a root.
-fn extra_roots(endpoint: &Endpoint, bundles: &[Vec<u8>]) -> Result<Vec<reqwest::Certificate>> {
-    let invalid = |reason: &str| Error::InvalidCertificate {
-        what: "CA certificate",
-        host: endpoint.host().to_string(),
-        reason: reason.to_owned(),
-    };
-    let mut store = RootCertStore::empty();
-    let mut roots = Vec::new();
-    for bundle in bundles {
-        let before = roots.len();
-        for certificate in CertificateDer::pem_slice_iter(bundle) {
-            let certificate = certificate.map_err(|_| invalid("it is not PEM text"))?;
-            store
-                .add(certificate.clone())
-                .map_err(|_| invalid("it is not a certificate"))?;
-            let root = reqwest::Certificate::from_der(&certificate)
-                .map_err(|_| invalid("it is not a certificate"))?;
-            roots.push(root);
-        }
-        if roots.len() == before {
-            return Err(invalid("there is no certificate in it"));
-        }
-    }
-    Ok(roots)
-}
-
-/// Reads our own certificate; what is wrong with it is not repeated, since the text holds a key.
-fn parse_identity(endpoint: &Endpoint, identity: &SecretString) -> Result<reqwest::Identity> {
-    reqwest::Identity::from_pem(identity.expose_secret().as_bytes()).map_err(|_| {
-        Error::InvalidCertificate {
-            what: "client certificate",
+        .map_err(|error| Error::ClientUnusable {
             host: endpoint.host().to_string(),
-            reason: "certificate and private key are not both there".to_owned(),
-        }
-    })
+            source: Cause::of(&error),
+        })
 }

@@ -1,6 +1,8 @@
 //! What is behind an address that answers oddly, or not at all. Asked only when something has failed already, and never
 //! again once a registry was seen to answer there.
 
+use std::time::Duration;
+
 use http::Method;
 use reqwest::Request;
 
@@ -10,6 +12,9 @@ use super::{
     error::{Error, Operation},
     wire,
 };
+
+/// A server that speaks something else may wait in silence for more, and the user waits with it.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 impl RegistryClient {
     /// The error, or a better one when the root of the API tells more.
@@ -50,10 +55,15 @@ impl RegistryClient {
         }
         let operation = Operation::new(format!("reach {}", self.address));
         let request = Request::new(Method::GET, url);
-        matches!(
-            wire::exchange(&self.client, request, &operation).await,
-            Ok(_) | Err(Error::CertificateInvalid { .. } | Error::ClientCertificateRefused { .. })
-        )
+        let probe = wire::exchange(&self.client, request, &operation);
+        match tokio::time::timeout(PROBE_LIMIT, probe).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => matches!(
+                error,
+                Error::CertificateInvalid { .. } | Error::ClientCertificateRefused { .. }
+            ),
+            Err(_) => false,
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::image::{Host, RepositoryPath};
 
 use super::{
-    auth::Credential,
+    credential::Credential,
     endpoint::is_docker_hub_name,
     error::{Error, Result},
 };
@@ -253,7 +253,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::registry::auth::AZURE_USER;
+    const AZURE_USER: &str = "00000000-0000-0000-0000-000000000000";
 
     fn shown(credential: Option<Credential>) -> String {
         match credential {

@@ -7,11 +7,10 @@ use reqwest::Response;
 use crate::image::{Descriptor, RepositoryPath};
 
 use super::{
-    RegistryClient,
-    answer::Subject,
-    auth::Access,
-    body,
+    RegistryClient, body,
     error::{Error, Operation, Result},
+    judge::Subject,
+    scope::Access,
     transport::Call,
 };
 

@@ -8,10 +8,11 @@ use crate::image::{
 
 use super::{
     RegistryClient,
-    answer::{Answer, Subject},
-    auth::Access,
+    answer::Answer,
     body::DOCUMENT_LIMIT,
     error::{Error, Operation, Result},
+    judge::Subject,
+    scope::Access,
     transport::{Call, Document, Payload},
 };
 

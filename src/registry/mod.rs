@@ -9,9 +9,9 @@
 //! | operations | manifests, download, upload, tags | what one endpoint of the protocol needs |
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
-//! | login | `auth`, `challenge`, `token` | what a 401 asks for |
-//! | wire | `wire`, `connect` | one HTTP exchange: timeouts, TLS, log |
-//! | answers | `answer`, `body`, `diagnose`, `error` | what a failure means |
+//! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
+//! | wire | `wire`, `connect`, `tls` | one HTTP exchange: timeouts, TLS, log |
+//! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
 
 mod address;
 mod answer;
@@ -23,27 +23,31 @@ mod body;
 mod challenge;
 mod client;
 mod connect;
+mod credential;
 mod diagnose;
 mod docker_config;
 mod download;
 mod endpoint;
 mod error;
+mod judge;
 mod manifests;
 mod retry;
 mod retry_after;
+mod scope;
 mod tags;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod token;
 mod transport;
 mod upload;
 mod wire;
 
 pub use answer::Answer;
-pub use auth::Credential;
 pub use blob_source::BlobSource;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
+pub use credential::Credential;
 pub use docker_config::DockerConfig;
 pub use download::BlobStream;
 pub use endpoint::Endpoint;

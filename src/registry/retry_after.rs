@@ -85,7 +85,7 @@ mod tests {
             );
         }
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        assert_eq!(parse("1700000060", later), Some(Duration::from_secs(60)));
+        assert_eq!(parse("1700000060", later), Some(Duration::from_mins(1)));
     }
 
     #[test]

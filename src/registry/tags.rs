@@ -11,10 +11,11 @@ use crate::image::{RepositoryPath, Tag};
 
 use super::{
     RegistryClient, address,
-    answer::{Answer, Subject},
-    auth::Access,
+    answer::Answer,
     body::DOCUMENT_LIMIT,
     error::{Error, Operation, Result},
+    judge::Subject,
+    scope::Access,
     transport::{Call, Document},
     wire,
 };

@@ -18,10 +18,11 @@ use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
 use super::{
-    answer::{self, Answer, Subject},
-    auth::{Credential, basic_header},
+    answer::Answer,
     body::{self, Capped, SMALL_LIMIT},
+    credential::{Credential, basic_header},
     error::{Error, Operation, Result},
+    judge::{self, Subject},
     wire,
 };
 
@@ -39,9 +40,6 @@ const SWEEP_AT: usize = 256;
 
 /// Token services like to know who asks; the value means nothing.
 const CLIENT_ID: &str = "docker-image-pusher";
-
-/// A user name that says that the password is an identity token (A19; docker/cli).
-pub(super) const IDENTITY_USER: &str = "<token>";
 
 /// What a token is for. Host and credential are not part of it, because each client has a cache of its own: two credentials
 /// can never share a token (A14).
@@ -259,14 +257,14 @@ fn form_request(key: &TokenKey, credential: &Credential) -> Request {
 
 /// What a refusal of the service means: a wrong login comes as 400, 401 or 403.
 async fn refused(response: Response, credential: &Credential, operation: &Operation) -> Error {
-    let retry_after = answer::pause_of(&response);
+    let retry_after = judge::pause_of(&response);
     let answer = Answer::read(response).await;
     let operation = operation.clone();
     let anonymous = matches!(credential, Credential::Anonymous);
     match answer.status().as_u16() {
         400 | 401 | 403 if anonymous => Error::AuthenticationRequired { operation, answer },
         400 | 401 | 403 => Error::AuthenticationFailed { operation, answer },
-        _ => answer::judge(operation, Subject::Token, answer, retry_after, anonymous),
+        _ => judge::judge(operation, Subject::Token, answer, retry_after, anonymous),
     }
 }
 
@@ -339,8 +337,8 @@ mod tests {
         }
     }
 
-    async fn granted(seconds: u64) -> Result<Grant> {
-        Ok(grant(seconds))
+    fn granted(seconds: u64) -> impl Future<Output = Result<Grant>> {
+        std::future::ready(Ok(grant(seconds)))
     }
 
     #[tokio::test(start_paused = true)]

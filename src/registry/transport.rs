@@ -16,13 +16,15 @@ use crate::{error::handlers, output::Transfer};
 
 use super::{
     RegistryClient, Retry, address,
-    answer::{self, Answer, Subject},
-    auth::{self, Authorization, Scope},
+    answer::Answer,
+    auth::{self, Authorization},
     blob_source::BlobSource,
     body::{self, Capped},
     challenge::Challenge,
     error::{Error, Operation, Result},
+    judge::{self, Subject},
     retry::LONGEST_WAIT,
+    scope::Scope,
     wire,
 };
 
@@ -179,7 +181,7 @@ impl RegistryClient {
             self.shared.note_answer(&response);
             return Ok(response);
         }
-        let retry_after = answer::pause_of(&response);
+        let retry_after = judge::pause_of(&response);
         let is_own = self.is_own_origin(response.url());
         if let Some(pause) = retry_after
             && is_own
@@ -192,6 +194,9 @@ impl RegistryClient {
             .iter()
             .any(Challenge::is_insufficient_scope);
         let answer = Answer::read(response).await;
+        if answer.code().is_some() {
+            self.shared.note_registry();
+        }
         // The login is good, it only does not reach that far: another one is needed, not another password (A10).
         if status == StatusCode::UNAUTHORIZED && is_insufficient && !self.auth.is_anonymous() {
             return Err(Error::AccessDenied {
@@ -200,7 +205,7 @@ impl RegistryClient {
                 permission: call.subject.permission(),
             });
         }
-        Err(answer::judge(
+        Err(judge::judge(
             call.operation.clone(),
             call.subject,
             answer,

@@ -1,6 +1,6 @@
 //! Blobs to a registry: `POST` opens an upload, one `PUT` sends all bytes and names the digest (registry rule U1).
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, StatusCode, header};
 use reqwest::{Request, Response};
@@ -14,13 +14,17 @@ use crate::{
 
 use super::{
     BlobSource, RegistryClient, address,
-    answer::{Answer, Subject},
-    auth::Access,
-    client::Shared,
+    answer::Answer,
+    auth,
     error::{Error, Operation, Result},
+    judge::Subject,
+    scope::{Access, Scope},
     transport::{Call, Payload},
     wire,
 };
+
+/// A registry that is too busy to forget an upload is left alone.
+const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// One blob on its way to one repository.
 struct Upload<'a> {
@@ -103,8 +107,8 @@ impl RegistryClient {
         let response = self.attempt(&call).await?;
         let location = location(upload, &response)?;
         Ok(Session {
-            client: self.client.clone(),
-            shared: Arc::clone(&self.shared),
+            client: self.clone(),
+            scope: self.scope(upload.repository, Access::Push),
             operation: upload.operation.clone(),
             location: Some(location),
         })
@@ -134,6 +138,17 @@ impl RegistryClient {
             progress: upload.progress,
         };
         self.attempt(&call).await
+    }
+
+    /// Cancels an upload with the login there is; some registries want another permission for this, which is not asked for.
+    async fn cancel(&self, location: &Url, scope: &Scope, operation: &Operation) -> Result<()> {
+        let mut request = Request::new(Method::DELETE, location.clone());
+        if self.is_own_origin(location) {
+            let authorization = self.auth.beforehand(Some(scope), operation).await?;
+            auth::apply(&mut request, authorization.header());
+        }
+        wire::exchange(&self.client, request, operation).await?;
+        Ok(())
     }
 
     /// Asks once whether the blob arrived. No answer counts as no.
@@ -202,8 +217,8 @@ fn with_digest(location: &Url, digest: &Digest) -> Url {
 /// An open upload at the registry. Dropped before it is finished, because of an error or because nobody waits for it any
 /// more, it is cancelled there; whether that works does not matter (registry rule U15).
 struct Session {
-    client: reqwest::Client,
-    shared: Arc<Shared>,
+    client: RegistryClient,
+    scope: Scope,
     operation: Operation,
     location: Option<Url>,
 }
@@ -220,12 +235,12 @@ impl Drop for Session {
             return;
         };
         let client = self.client.clone();
+        let scope = self.scope.clone();
         let operation = self.operation.clone();
-        // Bare: most registries want a permission to delete for this, and a login is not worth the while.
-        self.shared.in_background(async move {
-            let request = Request::new(Method::DELETE, location);
+        self.client.shared.in_background(async move {
+            let cancel = client.cancel(&location, &scope, &operation);
             // Whatever comes of it: the registry removes what is left over in time.
-            wire::exchange(&client, request, &operation).await.ok();
+            tokio::time::timeout(CANCEL_LIMIT, cancel).await.ok();
         });
     }
 }

@@ -15,6 +15,7 @@ use super::{
     body::IDLE_LIMIT,
     connect::CONNECT_LIMIT,
     error::{Cause, Error, Operation, Result},
+    tls,
 };
 
 /// From the request's last byte to the answer's headers (registry rule P12).
@@ -24,18 +25,26 @@ const HEADER_LIMIT: Duration = Duration::from_secs(30);
 /// for 700 MB, S3 minutes for several gigabytes (registry rules U11, U12; jib#4301).
 const COMMIT_LIMIT: Duration = Duration::from_mins(10);
 
-/// Sends a request with a small body or none and waits for the answer's headers.
+/// Slowest way on which a manifest of some megabytes still arrives; a guess, nothing depends on its exact value.
+const SLOWEST_BYTES_PER_SECOND: usize = 64 * 1024;
+
+/// Sends a request with a body in memory or none and waits for the answer's headers.
 pub(super) async fn exchange(
     client: &Client,
     request: Request,
     operation: &Operation,
 ) -> Result<Response> {
+    let length = request
+        .body()
+        .and_then(reqwest::Body::as_bytes)
+        .map_or(0, <[u8]>::len);
+    let limit = HEADER_LIMIT + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
     logged(
         request,
         operation,
-        async |request| match tokio::time::timeout(HEADER_LIMIT, client.execute(request)).await {
+        async |request| match tokio::time::timeout(limit, client.execute(request)).await {
             Ok(result) => result.map_err(|error| failure(operation, &error)),
-            Err(_) => Err(stalled(operation, false, HEADER_LIMIT)),
+            Err(_) => Err(stalled(operation, false, limit)),
         },
     )
     .await
@@ -186,6 +195,11 @@ fn causes<'a>(
 /// What the TLS library's verdict means for the user.
 fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Error {
     match error {
+        error if tls::is_authority_as_server(error) => Error::CertificateInvalid {
+            operation,
+            reason: "its certificate is signed by itself; give that certificate as CA certificate, or skip TLS verification",
+            source,
+        },
         rustls::Error::InvalidCertificate(problem) => Error::CertificateInvalid {
             operation,
             reason: certificate_problem(problem),
@@ -220,5 +234,55 @@ fn certificate_problem(problem: &CertificateError) -> &'static str {
         }
         CertificateError::Revoked => "its certificate is revoked; renew it there",
         _ => "its certificate is not acceptable; replace it there, or skip TLS verification",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::registry::testing::upload_progress;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_may_take_for_ever_as_long_as_it_moves() {
+        for (pieces, is_whole, expected) in [
+            (0, false, 60),
+            (100, false, 100 * 50 + 60),
+            (100, true, 100 * 50 + 600),
+        ] {
+            let (sender, meter) = mpsc::unbounded_channel();
+            let feed = async move {
+                for _ in 0..pieces {
+                    tokio::time::sleep(Duration::from_secs(50)).await;
+                    sender.send(Sent::Bytes(1)).unwrap();
+                }
+                if is_whole {
+                    sender.send(Sent::All).unwrap();
+                }
+                pending::<()>().await;
+            };
+            let started = Instant::now();
+            let (operation, progress) = (Operation::new("upload"), upload_progress());
+            let result = tokio::select! {
+                result = watched(pending(), &operation, meter, &progress) => result,
+                () = feed => unreachable!("it never ends"),
+            };
+            assert!(
+                matches!(result, Err(Error::TransferStalled { sending, .. }) if sending != is_whole)
+            );
+            assert_eq!(started.elapsed().as_secs(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_logged_of_a_url_has_no_query_and_no_user() {
+        let url = "https://me:hunter2@r.example:5000/v2/x?signature=hunter2";
+        assert_eq!(
+            without_query(&url.parse().unwrap()),
+            "https://r.example:5000/v2/x"
+        );
     }
 }

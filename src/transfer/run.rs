@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use futures::{StreamExt, future::join_all, stream};
+use futures::{StreamExt, future::join_all, stream::FuturesOrdered};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -69,12 +69,15 @@ impl Run {
             Ok(guard) => guard,
             Err(error) => return self.all_failed(jobs, error),
         };
-        // A list of futures: see the note in pull.rs.
-        let reports: Vec<_> = jobs.iter().map(|job| self.image_report(job)).collect();
-        let images = stream::iter(reports)
-            .buffered(IMAGES_AT_ONCE)
-            .collect()
-            .await;
+        // Images begin as others end: a list of all of them would hold a thousand plans at once.
+        let (mut running, mut images) = (FuturesOrdered::new(), Vec::with_capacity(jobs.len()));
+        for job in jobs {
+            if running.len() >= IMAGES_AT_ONCE {
+                images.extend(running.next().await);
+            }
+            running.push_back(self.image_report(job));
+        }
+        images.extend(running.collect::<Vec<_>>().await);
         RunReport { images }
     }
 

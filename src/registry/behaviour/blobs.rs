@@ -52,7 +52,7 @@ async fn an_endless_blob_is_given_up_at_its_size() {
         reply(StatusCode::OK, &[], axum::body::Body::from_stream(zeros))
     })
     .await;
-    let failed = read_all(&server, &[0; 100_000]).await.unwrap_err();
+    let failed = read_all(&server, &vec![0; 100_000]).await.unwrap_err();
     assert_eq!(failed.reason(), "SizeMismatch");
 }
 

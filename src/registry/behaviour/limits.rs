@@ -104,7 +104,7 @@ async fn a_pause_beyond_patience_is_an_error_with_its_length_and_holds_for_all()
             (failed.reason(), failed.class()),
             ("TooManyRequests", Class::RateLimited)
         );
-        assert_eq!(failed.retry_after(), Some(Duration::from_secs(3600)));
+        assert_eq!(failed.retry_after(), Some(Duration::from_hours(1)));
         assert!(
             failed.to_string().contains("try again in 3600 s"),
             "{failed}"

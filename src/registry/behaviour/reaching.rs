@@ -78,18 +78,40 @@ impl Authority {
                 )
             }
         };
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let config = builder
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let listener = TlsListener {
-            listener,
-            acceptor: TlsAcceptor::from(Arc::new(config)),
-        };
-        Server::serve(listener, address, |_| error(404, "MANIFEST_UNKNOWN", ""))
+        serve_tls(builder, &certificate, &key).await
     }
+}
+
+/// An authority that serves its own certificate: what `openssl req -x509` makes.
+async fn serve_self_signed(name: &str, is_expired: bool) -> (Server, Vec<u8>) {
+    use_crypto();
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    if is_expired {
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let builder = ServerConfig::builder().with_no_client_auth();
+    let pem = certificate.pem().into_bytes();
+    (serve_tls(builder, &certificate, &key).await, pem)
+}
+
+type TlsBuilder = rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>;
+
+/// A registry with this certificate that knows no image.
+async fn serve_tls(builder: TlsBuilder, certificate: &rcgen::Certificate, key: &KeyPair) -> Server {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = builder
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let listener = TlsListener {
+        listener,
+        acceptor: TlsAcceptor::from(Arc::new(config)),
+    };
+    Server::serve(listener, address, |_| error(404, "MANIFEST_UNKNOWN", ""))
 }
 
 struct TlsListener {
@@ -211,6 +233,35 @@ async fn each_thing_that_can_be_wrong_with_a_certificate_has_its_words() {
             failure_of(&client_at(&address, skipping)).await.reason(),
             "ManifestUnknown"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_signed_by_itself_is_trusted_when_it_was_given() {
+    let other = Authority::new().pem();
+    for (name, is_expired, is_given, expected) in [
+        (
+            "127.0.0.1",
+            false,
+            false,
+            Some("is signed by itself; give that certificate"),
+        ),
+        ("other.example", false, true, Some("for another name")),
+        ("127.0.0.1", true, true, Some("has expired")),
+        ("127.0.0.1", false, true, None),
+    ] {
+        let (server, pem) = serve_self_signed(name, is_expired).await;
+        let address = format!("https://{}", server.address);
+        let ca_certificates = vec![if is_given { pem } else { other.clone() }];
+        let options = ClientOptions {
+            ca_certificates,
+            ..no_retries()
+        };
+        let failed = failure_of(&client_at(&address, options)).await;
+        match expected {
+            Some(text) => assert!(failed.to_string().contains(text), "{failed}"),
+            None => assert_eq!(failed.reason(), "ManifestUnknown"),
+        }
     }
 }
 

@@ -124,7 +124,7 @@ http: {addr: "127.0.0.1:0"}
 $auth
 YAML
   guarded "$name" docker-registry serve "$work/$name/config.yml"
-  wait_until "$name" 30 grep -q 'listening on' "$work/$name/log"
+  wait_until "$name" 30 grep -qs 'listening on' "$work/$name/log"
 }
 
 address_of() { sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\)".*/\1/p' "$work/$1/log" | head -n 1; }

@@ -1,7 +1,10 @@
 //! The `docker-image-pusher` binary: reads the command line, sets up logs and TLS, runs, and turns the outcome into an exit
 //! code.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, IsTerminal},
+    process::ExitCode,
+};
 
 use docker_image_pusher::cli::{Cli, GlobalOptions, LogFormat, Verbosity};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -36,16 +39,15 @@ fn set_up_logs(options: &GlobalOptions, is_operator: bool) {
         (Verbosity::Normal, true) | (Verbosity::Verbose, _) => LevelFilter::INFO,
         (Verbosity::Debug, _) => LevelFilter::DEBUG,
     };
-    let filter = EnvFilter::builder()
-        .with_default_directive(level.into())
-        .from_env_lossy();
-    // It logs each untrusted certificate as an error of its own; ours says the same with the remedy.
-    let filter = match "rustls_platform_verifier=off".parse() {
-        Ok(directive) => filter.add_directive(directive),
-        Err(_) => filter,
-    };
+    // Our own words at this level; libraries speak of every packet and are heard when something is wrong.
+    let default = format!(
+        "{},docker_image_pusher={level}",
+        level.min(LevelFilter::WARN)
+    );
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match options.log_format {
         LogFormat::Json => logs.json().flatten_event(true).init(),

@@ -17,7 +17,7 @@ use super::disk::FreeSpace;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why the cache could not do what it was asked for.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     /// No space, no inodes or no quota left.
     #[error(

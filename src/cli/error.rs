@@ -13,7 +13,7 @@ use crate::{
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a command failed.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     /// The name of the image and `--registry` disagree.
     #[error(

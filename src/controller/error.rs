@@ -10,7 +10,7 @@ use crate::error::{Class, Classified};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why the operator, or one of its calls to the API server, failed.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     /// Neither a kubeconfig nor a service account is there.
     #[error(
@@ -88,9 +88,7 @@ pub enum Error {
     #[error("the signals that stop the operator cannot be caught")]
     Signals(#[source] std::io::Error),
     /// A second signal came during the shutdown.
-    #[error(
-        "stopped at once by a second signal; running copies continue from their last checkpoint at the next start"
-    )]
+    #[error("stopped at once by a second signal; the next start copies what is still missing")]
     Aborted,
     /// A part that must live as long as the operator ended.
     #[error("{part} ended unexpectedly")]

@@ -58,7 +58,7 @@ use supervise::Supervisor;
 use target::Name;
 use writer::StatusWriter;
 
-/// How long stopped copies may take to put down their checkpoints. With the four seconds of the status writer this stays
+/// How long cancelled copies may take to remove what they began. With the four seconds of the status writer this stays
 /// below the 20 s that a stop may take (operator rule K19).
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -215,7 +215,7 @@ async fn supervise(
     if let Some(part) = ended {
         return Err(Error::PartEnded { part });
     }
-    tracing::info!("stopping: no new copies, running ones put down their checkpoints");
+    tracing::info!("stopping: no new copies, running ones are cancelled");
     readiness.set_listed(false);
     let drain = async {
         watching.cancel();

@@ -8,7 +8,7 @@ use super::Digest;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a name or a manifest is refused. Each message names the thing, the reason and what would be right.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     /// Not `algorithm:hex` with a length that fits the algorithm.
     #[error(

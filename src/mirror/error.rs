@@ -9,7 +9,7 @@ use crate::{
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a mirror cannot run.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     /// A field holds what it must not.
     #[error("{field}: {reason}")]

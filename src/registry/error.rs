@@ -63,7 +63,7 @@ impl Cause {
 }
 
 /// Everything this room fails with.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     // What the user gave.
     /// Not an address.

@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an image was not copied. Errors of the rooms below keep their class and their reason; this room adds which image
 /// they happened to.
-#[derive(Debug, thiserror::Error, strum::IntoStaticStr)]
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Error {
     /// A registry did not give what was asked for.
     #[error("could not pull {image}")]

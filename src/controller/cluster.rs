@@ -56,7 +56,8 @@ pub(super) async fn check_served(client: &Client, namespace: Option<&str>) -> Re
     let first = ListParams::default().limit(1);
     match within(CALL_LIMIT, api.list(&first)).await {
         Ok(_) => Ok(()),
-        Err(error) if error.status().is_some_and(kube::core::Status::is_not_found) => {
+        // The code alone: the answer to an unknown path is plain text, without the reason that kube would look at.
+        Err(error) if error.status().is_some_and(|status| status.code == 404) => {
             Err(Error::CrdMissing)
         }
         Err(error) => Err(error.into_error(&operation)),

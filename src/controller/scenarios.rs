@@ -427,7 +427,10 @@ async fn a_missing_crd_is_told_with_the_command_that_installs_it() {
     let (result, ()) = tokio::join!(check_served(&client, None), async {
         let call = Call::next(&mut handle).await;
         assert!(call.uri.contains("limit=1"), "{}", call.uri);
-        call.refuse(404, "NotFound");
+        let plain = Response::builder()
+            .status(404)
+            .body(Body::from(b"404 page not found\n".to_vec()));
+        call.answer.send_response(plain.unwrap());
     });
     let text = result.unwrap_err().to_string();
     assert!(

@@ -1,0 +1,301 @@
+//! What the API server makes of the resource before any operator sees it.
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, cluster};
+use crate::support::Result;
+use crate::support::control_plane::ControlPlane;
+
+fn valid() -> Value {
+    json!({
+        "apiVersion": "imagepusher.io/v1alpha1", "kind": "ImageMirror",
+        "metadata": {"name": "tried", "namespace": "default"},
+        "spec": {
+            "source": {"registry": {"repository": "docker.io/library/nginx", "tags": ["1.27"]}},
+            "destinations": [{"repository": "registry.internal:5000/mirror/{repository}"}],
+        },
+    })
+}
+
+/// What the server says to this object; empty when it takes it.
+fn complaint(cluster: &ControlPlane, object: &Value) -> String {
+    let mut child = cluster
+        .kubectl()
+        .args(["create", "--dry-run=server", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let text = object.to_string();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.success(), stderr.is_empty(), "{stderr}");
+    stderr
+}
+
+/// What stands at a path of a valid object instead, and what the server says to it; nothing where it is right.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one table: every rule of the resource, right and wrong"
+)]
+fn cases() -> Vec<(String, Value, &'static str)> {
+    const REPOSITORY: &str = "must be host[:port]/path without scheme, tag or digest";
+    const TARGET: &str = "repository must be host[:port]/path; the path may hold {registry}, {repository} and {name}";
+    const TAG: &str = "must be a tag: letters, digits, '.', '_' and '-', at most 128";
+    const TEMPLATE: &str =
+        "tag may hold letters, digits, '.', '_', '-' and the placeholders {tag} and {digest}";
+    const DIGEST: &str = "must be [tag@]sha256:<64 hex digits> or [tag@]sha512:<128 hex digits>";
+    const INTERVAL: &str = "must be a duration of at least 1m, for example 30m, 1h or 1h30m";
+    let (short, long) = ("a".repeat(64), "b".repeat(128));
+    let many_tags: Vec<String> = (0..501).map(|number| number.to_string()).collect();
+    let many_destinations: Vec<Value> = (0..17)
+        .map(|number| json!({"name": format!("d{number}"), "repository": "localhost:1/x"}))
+        .collect();
+    let registry = "/spec/source/registry";
+    let first = "/spec/destinations/0";
+    vec![
+        ("/spec".into(), valid()["spec"].clone(), ""),
+        ("/spec/source".into(), json!({}), "registry must be set"),
+        (
+            registry.into(),
+            json!({"repository": "docker.io/library/nginx"}),
+            "nothing selected: set at least one of tags and digests",
+        ),
+        (
+            registry.into(),
+            json!({"repository": "docker.io/library/nginx", "tags": []}),
+            "nothing selected",
+        ),
+        (
+            format!("{registry}/repository"),
+            json!("localhost:5000/app"),
+            "",
+        ),
+        (
+            format!("{registry}/repository"),
+            json!("[::1]:5000/team/app"),
+            "",
+        ),
+        (
+            format!("{registry}/repository"),
+            json!("https://docker.io/library/nginx"),
+            REPOSITORY,
+        ),
+        (
+            format!("{registry}/repository"),
+            json!("docker.io/library/nginx:1.27"),
+            REPOSITORY,
+        ),
+        (
+            format!("{registry}/repository"),
+            json!("library/nginx"),
+            REPOSITORY,
+        ),
+        (
+            format!("{registry}/repository"),
+            json!("docker.io/Library/nginx"),
+            REPOSITORY,
+        ),
+        (format!("{registry}/tags/0"), json!("v1.2_3-x"), ""),
+        (format!("{registry}/tags/0"), json!(".hidden"), TAG),
+        (format!("{registry}/tags/0"), json!("a b"), TAG),
+        (
+            format!("{registry}/tags/0"),
+            json!("x".repeat(129)),
+            "Too long: may not be more than 128",
+        ),
+        (
+            format!("{registry}/tags"),
+            json!(many_tags),
+            "must have at most 500 items",
+        ),
+        (
+            format!("{registry}/digests"),
+            json!([format!("1.27@sha256:{short}"), format!("sha512:{long}")]),
+            "",
+        ),
+        (format!("{registry}/digests"), json!(["sha256:abc"]), DIGEST),
+        (
+            format!("{registry}/digests"),
+            json!([format!("@sha256:{short}")]),
+            DIGEST,
+        ),
+        (format!("{registry}/insecure"), json!(true), ""),
+        (
+            format!("{registry}/secretRef"),
+            json!({"name": "../other"}),
+            "spec.source.registry.secretRef.name",
+        ),
+        (format!("{registry}/secretRef"), Value::Null, ""),
+        (
+            registry.into(),
+            json!({"repository": "localhost/a", "tags": ["1"], "insecure": true, "skipTLSVerify": true}),
+            "insecure means plain http, skipTLSVerify cannot apply",
+        ),
+        ("/spec/destinations".into(), json!([]), ""),
+        (
+            "/spec/destinations".into(),
+            json!(many_destinations),
+            "must have at most 16 items",
+        ),
+        (
+            "/spec/destinations".into(),
+            json!([{"repository": "localhost/a"}, {"repository": "localhost/b"}]),
+            "Duplicate value",
+        ),
+        (
+            format!("{first}/repository"),
+            json!("registry.internal/{registry}/{name}-x"),
+            "",
+        ),
+        (
+            format!("{first}/repository"),
+            json!("registry.internal/{tag}"),
+            TARGET,
+        ),
+        (
+            format!("{first}/repository"),
+            json!("{registry}/app"),
+            TARGET,
+        ),
+        (format!("{first}/tag"), json!("mirrored-{tag}"), ""),
+        (format!("{first}/tag"), json!("{digest}"), ""),
+        (format!("{first}/tag"), json!("{date}"), TEMPLATE),
+        (
+            format!("{first}/name"),
+            json!("Main"),
+            "must be lower-case letters, digits and inner '-', at most 63",
+        ),
+        (format!("{first}/skipTLSVerify"), json!(true), ""),
+        ("/spec/interval".into(), json!("1h30m"), ""),
+        ("/spec/interval".into(), Value::Null, ""),
+        ("/spec/interval".into(), json!("30s"), INTERVAL),
+        ("/spec/interval".into(), json!("1d"), INTERVAL),
+        (
+            "/spec/transfer".into(),
+            json!({"existingBlobs": "Upload"}),
+            "",
+        ),
+        (
+            "/spec/transfer".into(),
+            json!({"existingBlobs": "Sometimes"}),
+            "Unsupported value",
+        ),
+        (
+            "/spec/transfer".into(),
+            json!({"maxConcurrent": 0}),
+            "should be greater than or equal to 1",
+        ),
+        (
+            "/spec/transfer".into(),
+            json!({"retryAttempts": -1}),
+            "should be greater than or equal to 0",
+        ),
+        (
+            "/spec/suspend".into(),
+            json!(true),
+            "unknown field \"spec.suspend\"",
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn each_rule_takes_what_is_right_and_says_in_words_what_is_not() -> Result<()> {
+    let cluster = cluster().await?;
+    for (path, value, expected) in cases() {
+        let mut object = valid();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        match object.pointer_mut(parent).unwrap() {
+            Value::Array(list) => list[key.parse::<usize>().unwrap()] = value.clone(),
+            map => map[key] = value.clone(),
+        }
+        let complaint = complaint(cluster, &object);
+        if expected.is_empty() {
+            assert_eq!(complaint, "", "{path} = {value}");
+        } else {
+            assert!(
+                complaint.contains(expected),
+                "{path} = {value}: {complaint}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn columns_selectors_and_explanations_are_there() -> Result<()> {
+    let bed = Bed::new("columns").await?;
+    bed.mirror("shown", &valid()["spec"])?;
+    let fresh = bed.object("shown")?;
+    assert_eq!(fresh["status"], json!({"observedGeneration": -1}));
+    assert_eq!(fresh["spec"]["destinations"][0]["name"], "default");
+    assert_eq!(fresh["spec"]["destinations"][0]["tag"], "{tag}");
+    let status = json!({"status": {
+        "observedGeneration": 1, "ready": "True", "synced": "12/14", "nextSyncTime": "2026-01-02T03:04:05Z",
+        "progress": {"imagesTotal": 14, "bytesDone": 71, "bytesTotal": 100, "bytesPerSecond": 1, "text": "71%"},
+        "conditions": [{"type": "Ready", "status": "True", "reason": "Succeeded", "message": "all is well",
+            "observedGeneration": 1, "lastTransitionTime": "2026-01-02T03:04:05Z"}],
+    }});
+    bed.kubectl(&[
+        "patch",
+        "imir",
+        "shown",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status.to_string(),
+    ])?;
+    let table = bed.kubectl(&["get", "imir", "-o", "wide"])?;
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        lines[0],
+        [
+            "NAME", "SOURCE", "SYNCED", "PROGRESS", "READY", "STATUS", "NEXT", "AGE"
+        ]
+    );
+    assert_eq!(
+        lines[1][..9],
+        [
+            "shown",
+            "docker.io/library/nginx",
+            "12/14",
+            "71%",
+            "True",
+            "all",
+            "is",
+            "well",
+            "2026-01-02T03:04:05Z"
+        ]
+    );
+    let names = |selector: &str| {
+        bed.kubectl(&[
+            "get",
+            "imagepusher",
+            "-o",
+            "name",
+            "--field-selector",
+            selector,
+        ])
+    };
+    assert!(
+        names("status.ready=True,spec.source.registry.repository=docker.io/library/nginx")?
+            .contains("shown")
+    );
+    assert_eq!(names("status.ready=False")?, "");
+    let explained = bed.kubectl(&["explain", "imir.spec.transfer.maxConcurrent"])?;
+    assert!(explained.contains("1 to 64. Default: 8."), "{explained}");
+    Ok(())
+}

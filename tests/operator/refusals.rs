@@ -1,0 +1,177 @@
+//! What a mirror says when something outside its spec stands in the way.
+
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, cluster, condition, destination, source};
+use crate::support::Result;
+use crate::support::images::Image;
+use crate::support::registry::Registry;
+
+struct Parts {
+    from: Registry,
+    to: Registry,
+}
+
+fn parts() -> Result<Parts> {
+    let from = Registry::open()?;
+    Image::builder().build()?.push(from.access(), "app:1")?;
+    let to = Registry::with_htpasswd("robot", "right")?;
+    Ok(Parts { from, to })
+}
+
+impl Parts {
+    fn spec(&self, secret: &str) -> Value {
+        let mut to = destination("default", self.to.access());
+        to["secretRef"] = json!({"name": secret});
+        json!({
+            "source": source(self.from.access(), "app", &["1"]),
+            "destinations": [to],
+            "interval": "1h",
+        })
+    }
+}
+
+#[tokio::test]
+async fn each_trouble_with_a_secret_has_its_name_and_stalls_its_mirror_alone() -> Result<()> {
+    let parts = parts()?;
+    let bed = Bed::new("secrets").await?;
+    bed.secret("wrong-keys", "Opaque", &json!({"user": "robot-canary"}))?;
+    bed.secret(
+        "wrong-password",
+        "kubernetes.io/basic-auth",
+        &json!({"username": "robot", "password": "wrong-canary"}),
+    )?;
+    bed.secret(
+        "right",
+        "kubernetes.io/basic-auth",
+        &json!({"username": "robot", "password": "right"}),
+    )?;
+    let operator = bed.operator()?;
+    for name in ["missing", "wrong-keys", "wrong-password", "right"] {
+        bed.mirror(name, &parts.spec(name))?;
+    }
+    bed.wait_ready("right", "True", "Succeeded")?;
+    for (name, reason, text) in [
+        (
+            "missing",
+            "SecretNotFound",
+            format!(
+                "Secret missing does not exist in namespace {}",
+                bed.namespace
+            ),
+        ),
+        (
+            "wrong-keys",
+            "SecretInvalid",
+            "the key username is missing".to_owned(),
+        ),
+        (
+            "wrong-password",
+            "AuthenticationFailed",
+            "1 of 1 image failed".to_owned(),
+        ),
+    ] {
+        let object = bed.wait_ready(name, "False", reason)?;
+        let stalled = condition(&object, "Stalled");
+        assert_eq!(
+            (&stalled["status"], &stalled["reason"]),
+            (&json!("True"), &json!(reason))
+        );
+        assert!(
+            stalled["message"].as_str().unwrap().contains(&text),
+            "{stalled:#}"
+        );
+        assert!(condition(&object, "Reconciling").is_null(), "{object:#}");
+        // The cause lies outside the spec: looked at again within ten minutes, though the interval is an hour.
+        let field = |name: &str| {
+            object["status"][name]
+                .as_str()
+                .unwrap()
+                .parse::<k8s_openapi::jiff::Timestamp>()
+                .unwrap()
+        };
+        let pause = field("nextSyncTime")
+            .duration_since(field("lastSyncTime"))
+            .as_secs();
+        assert!((570..=630).contains(&pause), "{pause}");
+        let everything = format!("{object} {:?} {}", bed.events(name)?, operator.log());
+        assert!(!everything.contains("canary"), "{everything}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_there_is_named_and_the_others_are_copied() -> Result<()> {
+    let from = Registry::open()?;
+    Image::builder().build()?.push(from.access(), "app:1")?;
+    let to = Registry::open()?;
+    let bed = Bed::new("absent").await?;
+    let _operator = bed.operator()?;
+    bed.mirror(
+        "app",
+        &json!({
+            "source": source(from.access(), "app", &["1", "absent"]),
+            "destinations": [destination("default", to.access())],
+        }),
+    )?;
+    let object = bed.wait_until("app", crate::bed::PATIENCE, |object| {
+        object["status"]["synced"] == "1/2"
+    })?;
+    let ready = condition(&object, "Ready");
+    assert_eq!(
+        (&ready["status"], &ready["reason"]),
+        (&json!("False"), &json!("ManifestUnknown"))
+    );
+    let failures = object["status"]["failures"].as_array().unwrap();
+    assert_eq!(failures.len(), 1);
+    assert_eq!(
+        failures[0]["source"],
+        format!("{}/app:absent", from.address())
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_the_permission_to_read_secrets_the_mirror_says_which_is_missing() -> Result<()> {
+    let parts = parts()?;
+    let cluster = cluster().await?;
+    let home = cluster.namespace("poor")?;
+    cluster.apply(&format!(
+        r"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {{name: {home}}}
+rules:
+- {{apiGroups: [imagepusher.io], resources: [imagemirrors], verbs: [list, watch, patch]}}
+- {{apiGroups: [imagepusher.io], resources: [imagemirrors/status], verbs: [patch]}}
+- {{apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{name: {home}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: {home}}}
+subjects: [{{kind: ServiceAccount, name: poor, namespace: {home}}}]
+"
+    ))?;
+    let bed = Bed::on(cluster, "denied", (&home, "poor"))?;
+    bed.secret(
+        "right",
+        "kubernetes.io/basic-auth",
+        &json!({"username": "robot", "password": "right"}),
+    )?;
+    let _operator = bed.operator()?;
+    bed.mirror("app", &parts.spec("right"))?;
+    let object = bed.wait_ready("app", "False", "AccessDenied")?;
+    let message = condition(&object, "Stalled")["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        message.contains(&format!(
+            "lacks the verb get on secrets in namespace {}",
+            bed.namespace
+        )),
+        "{message}"
+    );
+    Ok(())
+}

@@ -32,7 +32,7 @@ pub use options::{GlobalOptions, LogFormat, Verbosity};
     name = "docker-image-pusher",
     version,
     about = "Moves container images between registries, verified byte for byte",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed, 130 interrupted.\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n\
                   Every option can also be given as a variable; its name stands beside the option."
 )]
 pub struct Cli {

@@ -4,10 +4,12 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
@@ -36,7 +38,7 @@ use super::{
     metrics::Metrics,
     present::{Going, Scene},
     schedule::{Jitter, Next, backoff, next_run},
-    supervise::{Order, Snapshot, Stage, Supervisor},
+    supervise::{Order, Snapshot, Stage, Supervisor, panic_text},
     target::{Name, Target},
     verdict::judge,
     writer::StatusWriter,
@@ -81,7 +83,14 @@ pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Re
     let Some(target) = Target::of(&object) else {
         return Ok(Action::await_change());
     };
-    let result = look(&target, &object, &context).await;
+    // A panic must cost this look alone: it would take the whole watch with it (operator rule K23).
+    let result = AssertUnwindSafe(look(&target, &object, &context))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| {
+            let text = panic_text(&*panic);
+            Err(Error::LookPanicked { text })
+        });
     context
         .metrics
         .reconcile(if result.is_ok() { "ok" } else { "error" });

@@ -48,7 +48,8 @@ use super::{
 pub(super) const FINALIZER: &str = "imagepusher.io/stop-copies";
 /// How often a copy that people see is looked at.
 const TICK: Duration = Duration::from_secs(5);
-/// How often a run is looked at that has found nothing to copy so far; it asks itself when it finds something.
+/// How often a run is looked at that waits for a slot or has found nothing to copy so far; when that changes, it asks for a
+/// look itself.
 const QUIET_TICK: Duration = Duration::from_mins(1);
 /// When an object is looked at again that had changed between our reading and our writing (CRD finding F40).
 const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
@@ -309,7 +310,11 @@ fn watched(
         images,
         progress: run.map_or_else(Progress::default, |run| run.progress.clone()),
     };
-    let pause = if going.is_quiet() { QUIET_TICK } else { TICK };
+    let pause = if going.is_quiet() || going.queued {
+        QUIET_TICK
+    } else {
+        TICK
+    };
     (scene.going(&going), Action::requeue(pause))
 }
 

@@ -74,11 +74,11 @@ impl Push {
             reference,
             ..
         } = self.registry;
-        let separator = if reference.tag().is_some() { ':' } else { '@' };
         let target = format!(
-            "{}/{}{separator}{reference}",
+            "{}/{}{}{reference}",
             client.endpoint().host(),
-            repository.path()
+            repository.path(),
+            reference.separator()
         );
         let mode = OperationMode::PushFromCacheUsingManifest {
             source: self.source.clone(),

@@ -28,7 +28,7 @@ pub(super) trait Prepared: Send {
     fn interval(&self) -> Option<Duration>;
     /// Images it selects.
     fn image_count(&self) -> usize;
-    /// Copies. Dropping the future stops the work at its last checkpoint.
+    /// Copies. Dropping the future stops the work.
     fn run(
         self: Box<Self>,
         namespace: &str,

@@ -276,6 +276,14 @@ impl Reference {
         }
     }
 
+    /// What stands between a repository and this reference: `:` before a tag, `@` before a digest.
+    pub const fn separator(&self) -> char {
+        match self {
+            Self::Tag(_) => ':',
+            Self::Digest(_) => '@',
+        }
+    }
+
     /// The tag, when the reference is one.
     pub const fn tag(&self) -> Option<&Tag> {
         match self {
@@ -334,15 +342,14 @@ impl FromStr for ImageName {
 
 impl fmt::Display for ImageName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let separator = if self.reference.tag().is_some() {
-            ':'
-        } else {
-            '@'
-        };
+        let Self {
+            repository,
+            reference,
+        } = self;
         write!(
             formatter,
-            "{}{separator}{}",
-            self.repository, self.reference
+            "{repository}{}{reference}",
+            reference.separator()
         )
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    image::{self, Digest, ImageName, Reference, RepositoryPath, Tag},
+    image::{self, Digest, Host, ImageName, Reference, RepositoryPath, Tag},
     registry::RegistryClient,
 };
 
@@ -33,6 +33,18 @@ pub struct RegistryImage {
     pub repository: RepositoryPath,
     /// Tag or digest there.
     pub reference: Reference,
+}
+
+impl RegistryImage {
+    /// `host/repository:tag` or `host/repository@digest`.
+    pub(super) fn full_name(&self, host: &Host) -> String {
+        let Self {
+            registry: _,
+            repository,
+            reference,
+        } = self;
+        format!("{host}/{repository}{}{reference}", reference.separator())
+    }
 }
 
 /// A place an image is to be copied to.

@@ -257,7 +257,7 @@ impl Pull<'_> {
 
     /// The image's full name at its source.
     pub(super) fn image(&self) -> String {
-        super::run::full_name(self.client, self.source)
+        self.source.full_name(self.client.endpoint().host())
     }
 
     fn pull_error(&self, source: crate::registry::Error) -> Error {

@@ -140,7 +140,7 @@ impl Push<'_> {
 
     /// The image's full name at its destination.
     pub(super) fn image(&self) -> String {
-        super::run::full_name(self.client, &self.target)
+        self.target.full_name(self.client.endpoint().host())
     }
 
     fn incomplete(&self, digest: &Digest) -> Error {

@@ -319,7 +319,7 @@ impl Run {
         let client = self.registries.get(&source.registry);
         client.map_or_else(
             || format!("{}:{}", source.repository, source.reference),
-            |client| full_name(client, source),
+            |client| source.full_name(client.endpoint().host()),
         )
     }
 
@@ -336,7 +336,7 @@ impl Run {
             |client| client.endpoint().host().to_string(),
         );
         match digest.and_then(|digest| reference.resolve(digest).ok()) {
-            Some(reference) => format!("{host}/{repository}{}{reference}", separator(&reference)),
+            Some(reference) => format!("{host}/{repository}{}{reference}", reference.separator()),
             None => format!("{host}/{repository}:{reference}"),
         }
     }
@@ -371,23 +371,4 @@ fn settled(answers: Vec<Result<bool>>) -> Vec<Option<Result<bool>>> {
         Err(error) => Some(Err(error)),
     };
     answers.into_iter().map(settle).collect()
-}
-
-/// `host/repository:tag` or `host/repository@digest`.
-pub(super) fn full_name(client: &RegistryClient, image: &RegistryImage) -> String {
-    let RegistryImage {
-        registry: _,
-        repository,
-        reference,
-    } = image;
-    format!(
-        "{}/{repository}{}{reference}",
-        client.endpoint().host(),
-        separator(reference)
-    )
-}
-
-/// What stands between a repository and a reference.
-const fn separator(reference: &Reference) -> char {
-    if reference.tag().is_some() { ':' } else { '@' }
 }

@@ -1,5 +1,6 @@
 //! Getting in: certificates, logins, tokens.
 
+use crate::commands::{pull, push, with};
 use crate::support::{
     Result,
     binary::Sandbox,
@@ -13,30 +14,12 @@ use crate::support::{
 const USER: &str = "pusher";
 const PASSWORD: &str = "a-canary-password-0815";
 
-fn pull<'a>(from: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    [
-        &["pull", "-r", "team/app", "-t", "1.0", "--registry", from],
-        more,
-    ]
-    .concat()
+fn pull_from<'a>(registry: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    with(&pull("team/app", "1.0", registry), options)
 }
 
-fn push<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    [
-        &[
-            "push",
-            "-s",
-            "team/app:1.0",
-            "-r",
-            "team/copy",
-            "-t",
-            "1.0",
-            "--registry",
-            to,
-        ],
-        more,
-    ]
-    .concat()
+fn push_to<'a>(registry: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    with(&push("team/app:1.0", "team/copy", "1.0", registry), options)
 }
 
 #[test]
@@ -48,20 +31,22 @@ fn a_registry_with_a_private_ca_is_trusted_by_its_file_or_not_verified_at_all() 
     let url = registry.url();
     let ca = registry.ca_file().unwrap().display().to_string();
     let sandbox = Sandbox::new()?;
-    let refused = sandbox.run(&pull(&url, &[]))?.expect_code(1)?;
+    let refused = sandbox.run(&pull_from(&url, &[]))?.expect_code(1)?;
     assert!(
         refused.stderr.contains("certificate") && refused.stderr.contains("--ca-file"),
         "{}",
         refused.stderr
     );
     sandbox
-        .run(&pull(&url, &["--ca-file", &ca]))?
+        .run(&pull_from(&url, &["--ca-file", &ca]))?
         .expect_code(0)?;
     sandbox
-        .run(&push(&url, &["--ca-file", &ca]))?
+        .run(&push_to(&url, &["--ca-file", &ca]))?
         .expect_code(0)?;
     sandbox.run(&["clean"])?.expect_code(0)?;
-    sandbox.run(&pull(&url, &["--skip-tls"]))?.expect_code(0)?;
+    sandbox
+        .run(&pull_from(&url, &["--skip-tls"]))?
+        .expect_code(0)?;
     assert_eq!(
         skopeo::digest(registry.access(), "team/copy:1.0")?,
         skopeo::digest(registry.access(), "team/app:1.0")?
@@ -79,10 +64,10 @@ fn a_password_is_taken_from_standard_input_a_variable_or_an_option() -> Result<(
     let sandbox = Sandbox::new()?;
     let file = sandbox.file("password", format!("{PASSWORD}\n"))?;
     sandbox
-        .run_with_stdin(&pull(from, &["-u", USER, "--password-stdin"]), &file)?
+        .run_with_stdin(&pull_from(from, &["-u", USER, "--password-stdin"]), &file)?
         .expect_code(0)?;
     let typed = sandbox
-        .run(&pull(from, &["-u", USER, "-p", PASSWORD]))?
+        .run(&pull_from(from, &["-u", USER, "-p", PASSWORD]))?
         .expect_code(0)?;
     assert!(
         typed.stderr.contains("--password-stdin") && typed.stderr.contains("IMAGE_PUSHER_PASSWORD"),
@@ -90,7 +75,9 @@ fn a_password_is_taken_from_standard_input_a_variable_or_an_option() -> Result<(
         typed.stderr
     );
     let sandbox = sandbox.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
-    let by_variable = sandbox.run(&pull(from, &["-u", USER]))?.expect_code(0)?;
+    let by_variable = sandbox
+        .run(&pull_from(from, &["-u", USER]))?
+        .expect_code(0)?;
     assert!(
         !by_variable.stderr.contains("warning"),
         "{}",
@@ -120,11 +107,11 @@ fn logins_of_docker_and_podman_are_used() -> Result<()> {
     ] {
         let sandbox = Sandbox::new()?;
         sandbox
-            .run(&pull(registry.address(), &[]))?
+            .run(&pull_from(registry.address(), &[]))?
             .expect_code(1)?;
         sandbox.file(file, content)?;
         sandbox
-            .run(&pull(registry.address(), &[]))?
+            .run(&pull_from(registry.address(), &[]))?
             .expect_code(0)?;
     }
     Ok(())
@@ -137,10 +124,10 @@ fn a_registry_with_a_token_server_is_pulled_from_and_pushed_to() -> Result<()> {
     image.push(registry.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
     sandbox
-        .run(&pull(registry.address(), &["-u", USER]))?
+        .run(&pull_from(registry.address(), &["-u", USER]))?
         .expect_code(0)?;
     sandbox
-        .run(&push(registry.address(), &["-u", USER]))?
+        .run(&push_to(registry.address(), &["-u", USER]))?
         .expect_code(0)?;
     assert_eq!(
         skopeo::digest(registry.access(), "team/copy:1.0")?,
@@ -157,10 +144,10 @@ fn an_anonymous_token_is_enough_where_the_registry_says_so() -> Result<()> {
         .push(registry.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     sandbox
-        .run(&pull(registry.address(), &[]))?
+        .run(&pull_from(registry.address(), &[]))?
         .expect_code(0)?;
     let refused = sandbox
-        .run(&push(registry.address(), &[]))?
+        .run(&push_to(registry.address(), &[]))?
         .expect_code(1)?;
     assert!(refused.stderr.contains("team/copy"), "{}", refused.stderr);
     Ok(())
@@ -184,12 +171,12 @@ fn a_token_that_expires_in_the_middle_is_replaced() -> Result<()> {
             .count()
     };
     sandbox
-        .run(&pull(&address, &["-u", USER]))?
+        .run(&pull_from(&address, &["-u", USER]))?
         .expect_code(0)?;
     assert!(tokens() >= 2, "{} tokens", tokens());
     gateway.forget();
     sandbox
-        .run(&push(&address, &["-u", USER]))?
+        .run(&push_to(&address, &["-u", USER]))?
         .expect_code(0)?;
     assert!(tokens() >= 3, "{} tokens", tokens());
     assert_eq!(
@@ -223,7 +210,9 @@ fn no_output_holds_the_password_whatever_happens() -> Result<()> {
             "--log-format",
             format,
         ];
-        let run = sandbox.run(&pull(address, &options))?.expect_code(code)?;
+        let run = sandbox
+            .run(&pull_from(address, &options))?
+            .expect_code(code)?;
         let said = format!("{}{}", run.stdout, run.stderr);
         assert!(
             !said.contains(PASSWORD) && !said.contains(encoded),

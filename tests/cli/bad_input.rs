@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::Method;
 
+use crate::commands::{pull, push};
 use crate::support::{
     Result,
     binary::Sandbox,
@@ -13,18 +14,6 @@ use crate::support::{
     ports::free_port,
     registry::Registry,
 };
-
-fn pull<'a>(repository: &'a str, reference: &'a str, registry: &'a str) -> [&'a str; 7] {
-    [
-        "pull",
-        "-r",
-        repository,
-        "-t",
-        reference,
-        "--registry",
-        registry,
-    ]
-}
 
 /// Runs a command that must fail, and checks its exit code and that its last line holds every part.
 fn fails(sandbox: &Sandbox, arguments: &[&str], code: i32, parts: &[&str]) -> Result<()> {
@@ -42,7 +31,6 @@ fn fails(sandbox: &Sandbox, arguments: &[&str], code: i32, parts: &[&str]) -> Re
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one table")]
 fn names_addresses_and_files_that_cannot_be_right_are_usage_errors() -> Result<()> {
     let sandbox = Sandbox::new()?;
     for (arguments, parts) in [
@@ -109,20 +97,7 @@ fn names_addresses_and_files_that_cannot_be_right_are_usage_errors() -> Result<(
             ],
             &["missing.pem", "--ca-file"],
         ),
-        (
-            &[
-                "push",
-                "-s",
-                "app",
-                "-r",
-                "a",
-                "-t",
-                "1",
-                "--registry",
-                "localhost:1",
-            ],
-            &["app", "TAG"],
-        ),
+        (&push("app", "a", "1", "localhost:1"), &["app", "TAG"]),
         (&["clean", "--keep-within", "soon"], &["soon", "30m"]),
         (&["clean", "-t", "1"], &["--repository"]),
     ] {

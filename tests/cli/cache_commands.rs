@@ -1,5 +1,6 @@
 //! `list` and `clean` on a cache that `pull` has filled.
 
+use crate::commands::{pull, push};
 use crate::support::{Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
 
 /// A sandbox whose cache holds `team/app:1` and `team/app:2`, which share a layer.
@@ -10,15 +11,7 @@ fn with_two_images() -> Result<(Sandbox, Registry)> {
         let image = Image::builder().seed(7).layer_sizes(layers).build()?;
         image.push(registry.access(), &format!("team/app:{tag}"))?;
         sandbox
-            .run(&[
-                "pull",
-                "-r",
-                "team/app",
-                "-t",
-                tag,
-                "--registry",
-                registry.address(),
-            ])?
+            .run(&pull("team/app", tag, registry.address()))?
             .expect_code(0)?;
     }
     Ok((sandbox, registry))
@@ -73,30 +66,10 @@ fn clean_of_one_tag_keeps_what_the_other_needs() -> Result<()> {
         .expect_code(0)?;
     assert_eq!(blobs(&sandbox), 3);
     sandbox
-        .run(&[
-            "push",
-            "-s",
-            "team/app:2",
-            "-r",
-            "left",
-            "-t",
-            "2",
-            "--registry",
-            registry.address(),
-        ])?
+        .run(&push("team/app:2", "left", "2", registry.address()))?
         .expect_code(0)?;
     let gone = sandbox
-        .run(&[
-            "push",
-            "-s",
-            "team/app:1",
-            "-r",
-            "left",
-            "-t",
-            "1",
-            "--registry",
-            registry.address(),
-        ])?
+        .run(&push("team/app:1", "left", "1", registry.address()))?
         .expect_code(1)?;
     assert!(
         gone.stderr.contains("team/app:1 is not in the cache"),

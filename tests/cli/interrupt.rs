@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 
+use crate::commands::pull;
 use crate::support::{
     Result,
     binary::Sandbox,
@@ -25,15 +26,7 @@ fn an_interrupted_pull_exits_with_130_and_leaves_no_image_and_no_partial_blob() 
     let gateway = Gateway::before(&registry).rule(slow).start()?;
     let sandbox = Sandbox::new()?;
     let address = gateway.address();
-    let pull = [
-        "pull",
-        "-r",
-        "team/app",
-        "-t",
-        "1.0",
-        "--registry",
-        &address,
-    ];
+    let pull = pull("team/app", "1.0", &address);
     for signal in ["INT", "TERM"] {
         gateway.forget();
         let running = sandbox.start(&pull)?;

@@ -15,6 +15,7 @@ mod support;
 mod access;
 mod bad_input;
 mod cache_commands;
+mod commands;
 mod interrupt;
 mod memory;
 mod options;

@@ -1,5 +1,6 @@
 //! Memory does not grow with the layer.
 
+use crate::commands::{pull, push};
 use crate::support::{Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
 
 /// The limit of the first slice; a layer of 512 MiB would not fit eight times.
@@ -15,28 +16,10 @@ fn half_a_gibibyte_in_one_layer_takes_at_most_64_mb() -> Result<()> {
     image.push(source.access(), "big/app:1")?;
     let sandbox = Sandbox::new()?;
     let pulled = sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "big/app",
-            "-t",
-            "1",
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("big/app", "1", source.address()))?
         .expect_code(0)?;
     let pushed = sandbox
-        .run(&[
-            "push",
-            "-s",
-            "big/app:1",
-            "-r",
-            "big/app",
-            "-t",
-            "1",
-            "--registry",
-            destination.address(),
-        ])?
+        .run(&push("big/app:1", "big/app", "1", destination.address()))?
         .expect_code(0)?;
     assert_eq!(
         skopeo::digest(destination.access(), "big/app:1")?,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 
+use crate::commands::{pull, push, with};
 use crate::support::{
     Result,
     binary::Sandbox,
@@ -22,35 +23,13 @@ fn with_cached_image(layers: usize) -> Result<(Sandbox, Image)> {
     image.push(source.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("team/app", "1.0", source.address()))?
         .expect_code(0)?;
     Ok((sandbox, image))
 }
 
-fn push<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    [
-        &[
-            "push",
-            "-s",
-            "team/app:1.0",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            to,
-        ],
-        more,
-    ]
-    .concat()
+fn push_to<'a>(registry: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    with(&push("team/app:1.0", "team/app", "1.0", registry), options)
 }
 
 #[test]
@@ -63,7 +42,7 @@ fn a_broken_registry_is_asked_once_more_than_there_are_retries() -> Result<()> {
             .start()?;
         let address = gateway.address();
         let failed = sandbox
-            .run(&push(&address, &["--retry-attempts", retries]))?
+            .run(&push_to(&address, &["--retry-attempts", retries]))?
             .expect_code(1)?;
         assert_eq!(
             gateway.count(&Method::PUT, "/manifests/"),
@@ -86,7 +65,7 @@ fn a_registry_that_recovers_within_the_retries_gets_the_image() -> Result<()> {
         .rule(Rule::on(&Method::PUT, "/manifests/", Action::too_many_requests(1)).times(1))
         .start()?;
     let done = sandbox
-        .run(&push(&gateway.address(), &[]))?
+        .run(&push_to(&gateway.address(), &[]))?
         .expect_code(0)?;
     assert_eq!(
         skopeo::digest(registry.access(), "team/app:1.0")?,
@@ -114,7 +93,7 @@ fn as_many_blobs_travel_at_once_as_max_concurrent_says() -> Result<()> {
             .iter()
             .flat_map(|number| ["--max-concurrent", *number])
             .collect();
-        sandbox.run(&push(&address, &more))?.expect_code(0)?;
+        sandbox.run(&push_to(&address, &more))?.expect_code(0)?;
         let overlap = gateway.max_overlap(|exchange| {
             exchange.method == Method::PUT && exchange.path.contains(UPLOADS)
         });
@@ -129,12 +108,12 @@ fn blobs_the_registry_has_are_skipped_unless_the_upload_is_forced() -> Result<()
     let registry = Registry::open()?;
     let gateway = Gateway::before(&registry).start()?;
     let address = gateway.address();
-    sandbox.run(&push(&address, &[]))?.expect_code(0)?;
+    sandbox.run(&push_to(&address, &[]))?.expect_code(0)?;
     assert_eq!(gateway.count(&Method::POST, UPLOADS), 4);
 
     gateway.forget();
     let skipped = sandbox
-        .run(&push(&address, &["--skip-existing"]))?
+        .run(&push_to(&address, &["--skip-existing"]))?
         .expect_code(0)?;
     assert_eq!(
         (
@@ -148,17 +127,7 @@ fn blobs_the_registry_has_are_skipped_unless_the_upload_is_forced() -> Result<()
 
     // Another tag needs the manifest, but no layer.
     gateway.forget();
-    let renamed = [
-        "push",
-        "-s",
-        "team/app:1.0",
-        "-r",
-        "team/app",
-        "-t",
-        "2.0",
-        "--registry",
-        &address,
-    ];
+    let renamed = push("team/app:1.0", "team/app", "2.0", &address);
     sandbox.run(&renamed)?.expect_code(0)?;
     assert_eq!(
         (
@@ -174,7 +143,7 @@ fn blobs_the_registry_has_are_skipped_unless_the_upload_is_forced() -> Result<()
 
     gateway.forget();
     sandbox
-        .run(&push(&address, &["--force-upload"]))?
+        .run(&push_to(&address, &["--force-upload"]))?
         .expect_code(0)?;
     assert_eq!(
         (
@@ -193,7 +162,7 @@ fn a_cold_image_of_three_layers_costs_thirteen_requests() -> Result<()> {
     let registry = Registry::open()?;
     let gateway = Gateway::before(&registry).start()?;
     sandbox
-        .run(&push(&gateway.address(), &[]))?
+        .run(&push_to(&gateway.address(), &[]))?
         .expect_code(0)?;
     assert_eq!(gateway.exchanges().len(), 13);
     Ok(())
@@ -209,7 +178,9 @@ fn contradictory_options_are_refused_before_anything_starts() -> Result<()> {
         &["--max-concurrent", "0"],
         &["--no-such-option"],
     ] {
-        sandbox.run(&push("localhost:1", options))?.expect_code(2)?;
+        sandbox
+            .run(&push_to("localhost:1", options))?
+            .expect_code(2)?;
     }
     assert!(!sandbox.path().join(".cache").exists());
     Ok(())

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::commands::{pull, with};
 use crate::support::{
     Result,
     binary::{Sandbox, docker_image_pusher},
@@ -15,18 +16,10 @@ fn json_output_is_one_object_per_line_and_ends_with_the_figures() -> Result<()> 
     let image = Image::builder().layers(3, 100_000).build()?;
     image.push(registry.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
-    let pull = [
-        "pull",
-        "-r",
-        "team/app",
-        "-t",
-        "1.0",
-        "--registry",
-        registry.address(),
-        "--output",
-        "json",
-    ];
-    let run = sandbox.run(&pull)?.expect_code(0)?;
+    let json = ["--output", "json"];
+    let run = sandbox
+        .run(&with(&pull("team/app", "1.0", registry.address()), &json))?
+        .expect_code(0)?;
     let events: Vec<Value> = run
         .stdout
         .lines()
@@ -46,17 +39,10 @@ fn json_output_is_one_object_per_line_and_ends_with_the_figures() -> Result<()> 
     );
     assert_eq!(result["totals"]["bytesDownloaded"], image.size());
 
-    let failed = sandbox.run(&[
-        "pull",
-        "-r",
-        "team/app",
-        "-t",
-        "none",
-        "--registry",
-        registry.address(),
-        "--output",
-        "json",
-    ])?;
+    let failed = sandbox.run(&with(
+        &pull("team/app", "none", registry.address()),
+        &["--output", "json"],
+    ))?;
     let error: Value =
         serde_json::from_str(failed.expect_code(1)?.stdout.lines().last().unwrap()).unwrap();
     assert_eq!(
@@ -78,29 +64,14 @@ fn a_quiet_command_says_nothing_unless_it_fails() -> Result<()> {
         .push(registry.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     let run = sandbox
-        .run(&[
-            "pull",
-            "-q",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            registry.address(),
-        ])?
+        .run(&with(&pull("team/app", "1.0", registry.address()), &["-q"]))?
         .expect_code(0)?;
     assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
     let failed = sandbox
-        .run(&[
-            "pull",
-            "-q",
-            "-r",
-            "team/app",
-            "-t",
-            "none",
-            "--registry",
-            registry.address(),
-        ])?
+        .run(&with(
+            &pull("team/app", "none", registry.address()),
+            &["-q"],
+        ))?
         .expect_code(1)?;
     assert_eq!(failed.stderr.lines().count(), 1, "{}", failed.stderr);
     Ok(())

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use serde_json::{Value, json};
 
+use crate::commands::{pull, push, with};
 use crate::support::{Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
 
 const USER: &str = "pusher";
@@ -39,15 +40,7 @@ fn an_image_with_several_layers_arrives_with_the_same_digest() -> Result<()> {
     image.push(source.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     let pulled = sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("team/app", "1.0", source.address()))?
         .expect_code(0)?;
     assert!(pulled.stdout.contains(&image.digest), "{}", pulled.stdout);
     assert!(
@@ -58,19 +51,10 @@ fn an_image_with_several_layers_arrives_with_the_same_digest() -> Result<()> {
     let to = destination.address();
     let sandbox = sandbox.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
     sandbox
-        .run(&[
-            "push",
-            "-s",
-            "team/app:1.0",
-            "-r",
-            "mirror/app",
-            "-t",
-            "copy",
-            "--registry",
-            to,
-            "-u",
-            USER,
-        ])?
+        .run(&with(
+            &push("team/app:1.0", "mirror/app", "copy", to),
+            &["-u", USER],
+        ))?
         .expect_code(0)?;
     assert_eq!(
         skopeo::digest(destination.access(), "mirror/app:copy")?,
@@ -94,28 +78,15 @@ fn an_image_for_several_platforms_travels_whole() -> Result<()> {
     image.push(source.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("team/app", "1.0", source.address()))?
         .expect_code(0)?;
     sandbox
-        .run(&[
-            "push",
-            "-s",
+        .run(&push(
             "team/app:1.0",
-            "-r",
             "team/app",
-            "-t",
             "1.0",
-            "--registry",
             destination.address(),
-        ])?
+        ))?
         .expect_code(0)?;
     assert_eq!(
         skopeo::digest(destination.access(), "team/app:1.0")?,
@@ -161,28 +132,10 @@ fn dockers_media_types_are_kept() -> Result<()> {
     assert_ne!(digest, image.digest);
     let sandbox = Sandbox::new()?;
     sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "docker",
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("team/app", "docker", source.address()))?
         .expect_code(0)?;
     sandbox
-        .run(&[
-            "push",
-            "-s",
-            "team/app:docker",
-            "-r",
-            "a",
-            "-t",
-            "b",
-            "--registry",
-            destination.address(),
-        ])?
+        .run(&push("team/app:docker", "a", "b", destination.address()))?
         .expect_code(0)?;
     assert_eq!(skopeo::digest(destination.access(), "a:b")?, digest);
     Ok(())
@@ -196,29 +149,11 @@ fn an_image_can_be_pulled_and_pushed_by_digest() -> Result<()> {
     let sandbox = Sandbox::new()?;
     let digest = image.digest.as_str();
     sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            digest,
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("team/app", digest, source.address()))?
         .expect_code(0)?;
     let name = format!("team/app@{digest}");
     sandbox
-        .run(&[
-            "push",
-            "-s",
-            &name,
-            "-r",
-            "team/app",
-            "-t",
-            digest,
-            "--registry",
-            destination.address(),
-        ])?
+        .run(&push(&name, "team/app", digest, destination.address()))?
         .expect_code(0)?;
     assert_eq!(skopeo::digest(destination.access(), &name)?, digest);
     Ok(())
@@ -261,15 +196,7 @@ fn the_index_of_the_cache_has_the_published_format() -> Result<()> {
     image.push(source.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            source.address(),
-        ])?
+        .run(&pull("team/app", "1.0", source.address()))?
         .expect_code(0)?;
     let cache = sandbox.path().join(".cache");
     let index: Value =
@@ -328,15 +255,7 @@ fn a_second_pull_fetches_nothing_and_a_moved_tag_is_followed() -> Result<()> {
     let (first, second) = (Image::builder().build()?, Image::builder().build()?);
     first.push(source.access(), "team/app:latest")?;
     let sandbox = Sandbox::new()?;
-    let pull = [
-        "pull",
-        "-r",
-        "team/app",
-        "-t",
-        "latest",
-        "--registry",
-        source.address(),
-    ];
+    let pull = pull("team/app", "latest", source.address());
     sandbox.run(&pull)?.expect_code(0)?;
     let fetched = (
         source.count("GET", "/blobs/"),
@@ -377,26 +296,10 @@ fn replacing_an_image_from_another_registry_is_said_aloud() -> Result<()> {
         .push(second.access(), "team/app:1.0")?;
     let sandbox = Sandbox::new()?;
     sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            first.address(),
-        ])?
+        .run(&pull("team/app", "1.0", first.address()))?
         .expect_code(0)?;
     let replaced = sandbox
-        .run(&[
-            "pull",
-            "-r",
-            "team/app",
-            "-t",
-            "1.0",
-            "--registry",
-            second.address(),
-        ])?
+        .run(&pull("team/app", "1.0", second.address()))?
         .expect_code(0)?;
     assert!(
         replaced.stderr.contains(first.address()) && replaced.stderr.contains("warning"),

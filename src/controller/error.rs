@@ -52,6 +52,12 @@ pub enum Error {
         /// How long the answer was waited for.
         limit: Duration,
     },
+    /// A bug of ours.
+    #[error("looking at the mirror ended by a bug of this program: {text}")]
+    LookPanicked {
+        /// What the panic said.
+        text: String,
+    },
     /// The port for probes and metrics is not to be had.
     #[error("could not listen at {address} for probes and metrics")]
     AdminAddress {
@@ -109,9 +115,10 @@ impl Classified for Error {
             | Self::OptionInvalid { .. }
             | Self::Signals(_) => Class::Config,
             Self::AccessDenied { .. } => Class::Auth,
-            Self::ApiServer { .. } | Self::ApiServerSilent { .. } | Self::PartEnded { .. } => {
-                Class::Network
-            }
+            Self::ApiServer { .. }
+            | Self::LookPanicked { .. }
+            | Self::ApiServerSilent { .. }
+            | Self::PartEnded { .. } => Class::Network,
             Self::CacheUnusable { .. } => Class::Storage,
             Self::CacheBroken { class, .. } => *class,
             Self::Aborted => Class::Cancelled,

@@ -208,11 +208,13 @@ async fn supervise(
     let ended = tokio::select! {
         () = signals.next() => None,
         () = becoming_ready => None,
-        Some(Ok(part)) = parts.join_next() => Some(part),
-        Some(Ok(part)) = writing.join_next() => Some(part),
-        Some(Ok(part)) = intaking.join_next() => Some(part),
+        Some(part) = parts.join_next() => Some(part),
+        Some(part) = writing.join_next() => Some(part),
+        Some(part) = intaking.join_next() => Some(part),
     };
     if let Some(part) = ended {
+        // A part that panicked has said so on its way out.
+        let part = part.unwrap_or("a part of the operator");
         return Err(Error::PartEnded { part });
     }
     tracing::info!("stopping: no new copies, running ones are cancelled");

@@ -4,10 +4,12 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures::FutureExt as _;
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
@@ -36,7 +38,7 @@ use super::{
     metrics::Metrics,
     present::{Going, Scene},
     schedule::{Jitter, Next, backoff, next_run},
-    supervise::{Order, Snapshot, Stage, Supervisor},
+    supervise::{Order, Snapshot, Stage, Supervisor, panic_text},
     target::{Name, Target},
     verdict::judge,
     writer::StatusWriter,
@@ -46,7 +48,8 @@ use super::{
 pub(super) const FINALIZER: &str = "imagepusher.io/stop-copies";
 /// How often a copy that people see is looked at.
 const TICK: Duration = Duration::from_secs(5);
-/// How often a run is looked at that has found nothing to copy so far; it asks itself when it finds something.
+/// How often a run is looked at that waits for a slot or has found nothing to copy so far; when that changes, it asks for a
+/// look itself.
 const QUIET_TICK: Duration = Duration::from_mins(1);
 /// When an object is looked at again that had changed between our reading and our writing (CRD finding F40).
 const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
@@ -81,7 +84,14 @@ pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Re
     let Some(target) = Target::of(&object) else {
         return Ok(Action::await_change());
     };
-    let result = look(&target, &object, &context).await;
+    // A panic must cost this look alone: it would take the whole watch with it (operator rule K23).
+    let result = AssertUnwindSafe(look(&target, &object, &context))
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|panic| {
+            let text = panic_text(&*panic);
+            Err(Error::LookPanicked { text })
+        });
     context
         .metrics
         .reconcile(if result.is_ok() { "ok" } else { "error" });
@@ -300,7 +310,11 @@ fn watched(
         images,
         progress: run.map_or_else(Progress::default, |run| run.progress.clone()),
     };
-    let pause = if going.is_quiet() { QUIET_TICK } else { TICK };
+    let pause = if going.is_quiet() || going.queued {
+        QUIET_TICK
+    } else {
+        TICK
+    };
     (scene.going(&going), Action::requeue(pause))
 }
 

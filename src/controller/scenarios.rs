@@ -22,7 +22,7 @@ use super::{
     events, fixtures,
     guard::Guarded,
     metrics::Metrics,
-    reconcile::{Book, Context, FINALIZER, reconcile},
+    reconcile::{Book, Context, FINALIZER, after_failure, reconcile},
     schedule::Jitter,
     secrets::{ClusterSecrets, SecretSource as _},
     supervise::Supervisor,
@@ -105,6 +105,7 @@ impl Drop for EndlessRun {
 
 impl Engine for Endless {
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
+        assert_ne!(spec.interval.as_deref(), Some("13h"), "unlucky");
         if spec.destinations.is_empty() {
             return Err(fixtures::failure(Class::Config));
         }
@@ -331,6 +332,31 @@ async fn a_spec_that_becomes_wrong_stops_the_copy() {
             .is_none()
     );
     assert_eq!(status(&bed).observed_generation, 2);
+}
+
+/// Operator rule K23.
+#[tokio::test]
+async fn a_panic_costs_one_look_and_no_more() {
+    let mut bed = bed();
+    let mut mirror = fixtures::mirror();
+    mirror.spec.interval = Some("13h".to_owned());
+    let unlucky = Guarded::Valid(Box::new(mirror));
+    let result = look(&mut bed, unlucky.clone(), nobody).await;
+    assert!(
+        matches!(&result, Err(Error::LookPanicked { text }) if text.contains("unlucky")),
+        "{result:?}"
+    );
+    let pauses = [(); 2].map(|()| after_failure(&unlucky, &bed.context));
+    assert_eq!(
+        pauses,
+        [10, 20].map(|seconds| Action::requeue(Duration::from_secs(seconds)))
+    );
+    look(&mut bed, object(), nobody).await.unwrap();
+    assert_eq!(
+        after_failure(&object(), &bed.context),
+        pauses[0],
+        "a look that succeeds starts the count anew"
+    );
 }
 
 /// Operator rule K3.

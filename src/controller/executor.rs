@@ -119,6 +119,7 @@ impl Prepared for Judged {
 /// An error of any room, as the status tells it.
 fn failure<E: Classified + 'static>(error: &E) -> Failure {
     Failure {
+        retry_after: None,
         reason: error.reason(),
         class: error.class(),
         message: handlers::message(error),

@@ -10,6 +10,7 @@ use crate::{
 pub(super) fn failure(class: Class) -> Failure {
     let name: &'static str = class.into();
     Failure {
+        retry_after: None,
         reason: match name {
             "Config" => "ConfigFailed",
             "Auth" => "AuthFailed",

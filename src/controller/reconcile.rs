@@ -195,6 +195,7 @@ impl Context {
                 .prepare(&mirror.spec)
                 .map(|prepared| (mirror, prepared)),
             Guarded::Malformed(malformed) => Err(Failure {
+                retry_after: None,
                 reason: "InvalidSpec",
                 class: Class::Config,
                 message: malformed.problem.clone(),

@@ -74,6 +74,7 @@ fn failure(namespace: &str, name: &str, error: &CallError) -> Failure {
     let status = error.status();
     if status.is_some_and(kube::core::Status::is_not_found) {
         return Failure {
+            retry_after: None,
             reason: "SecretNotFound",
             class: Class::NotFound,
             message: format!("Secret {name} does not exist in namespace {namespace}"),
@@ -81,6 +82,7 @@ fn failure(namespace: &str, name: &str, error: &CallError) -> Failure {
     }
     if status.is_some_and(kube::core::Status::is_forbidden) {
         return Failure {
+            retry_after: None,
             reason: "AccessDenied",
             class: Class::Auth,
             message: format!(
@@ -94,6 +96,7 @@ fn failure(namespace: &str, name: &str, error: &CallError) -> Failure {
         CallError::Silent(_) => error.to_string(),
     };
     Failure {
+        retry_after: None,
         reason: "ApiServerUnavailable",
         class: Class::Network,
         message: format!("Secret {name} could not be read: {text}"),

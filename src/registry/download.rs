@@ -43,11 +43,6 @@ impl BlobStream {
         Ok(Some(piece))
     }
 
-    /// How many bytes were given out.
-    pub const fn received(&self) -> u64 {
-        self.received
-    }
-
     fn wrong_size(&self, longer: bool) -> Error {
         Error::SizeMismatch {
             operation: self.operation.clone(),

@@ -540,7 +540,6 @@ impl Classified for Error {
             Self::InvalidAddress { .. }
             | Self::InvalidHost { .. }
             | Self::InvalidCertificate { .. }
-            | Self::InvalidCredential { .. }
             | Self::InvalidDockerConfig { .. }
             | Self::NoTrustedRoots { .. }
             | Self::ClientUnusable { .. } => Class::Config,
@@ -554,7 +553,9 @@ impl Classified for Error {
             | Self::UploadSessionLost { .. }
             // Eventual consistency: mostly there a moment later (registry rule M9).
             | Self::ManifestBlobUnknown { .. } => Class::Network,
-            Self::AuthenticationRequired { .. }
+            // The cure lies in the Secret or the login file that holds it.
+            Self::InvalidCredential { .. }
+            | Self::AuthenticationRequired { .. }
             | Self::AuthenticationFailed { .. }
             | Self::TokenServiceRefused { .. }
             | Self::ClientCertificateRefused { .. }

@@ -21,9 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A demanded wait of less would let a registry that always says "0 seconds" make us ask without end.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
-/// So many bytes in a row are progress: a flaky 20 GB layer never fails by the number of its interruptions (R21).
-const PROGRESS: u64 = 1024 * 1024;
-
 /// Counts the failures of one operation and gives the pause before each next attempt. Everything that tries again uses one
 /// of these, so that attempts are counted alike everywhere.
 #[derive(Debug, Clone)]
@@ -33,7 +30,6 @@ pub struct Retry {
     pause: Duration,
     waited: Duration,
     fetched_again: bool,
-    bytes: u64,
 }
 
 impl Retry {
@@ -45,13 +41,11 @@ impl Retry {
             pause: SHORTEST_PAUSE,
             waited: Duration::ZERO,
             fetched_again: false,
-            bytes: 0,
         }
     }
 
     /// The pause before the next attempt after `error`, or nothing when there is to be none.
     pub fn next(&mut self, error: &Error) -> Option<Duration> {
-        self.bytes = 0;
         match handlers::retry(error.class()) {
             Verdict::Never => None,
             Verdict::Once if self.fetched_again => None,
@@ -64,16 +58,6 @@ impl Retry {
                 Some(wait) => self.wait(wait),
                 None => self.back_off(error.is_transport()),
             },
-        }
-    }
-
-    /// `bytes` more have arrived for good.
-    pub const fn progress(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes >= PROGRESS {
-            self.failures = 0;
-            self.pause = SHORTEST_PAUSE;
-            self.waited = Duration::ZERO;
         }
     }
 
@@ -205,16 +189,5 @@ mod tests {
         );
         assert_eq!(retry.next(&unavailable(Some(1))), None);
         assert_eq!(Retry::new(9).next(&unavailable(Some(301))), None);
-    }
-
-    #[test]
-    fn a_mebibyte_of_progress_forgives_all_failures() {
-        let mut retry = Retry::new(1);
-        assert!(retry.next(&broken()).is_some());
-        retry.progress(PROGRESS - 1);
-        assert!(retry.next(&broken()).is_none());
-        retry.progress(PROGRESS / 2);
-        retry.progress(PROGRESS / 2);
-        assert!(retry.next(&broken()).is_some());
     }
 }

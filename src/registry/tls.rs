@@ -1,6 +1,6 @@
 //! Whom we trust: the system's roots, a registry's own, or anybody.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore,
@@ -61,6 +61,18 @@ pub(super) fn config(endpoint: &Endpoint, options: &ClientOptions) -> Result<Cli
     Ok(config)
 }
 
+/// The system's certificate authorities, read once: they fill a file of some hundred kilobytes, and a mirror with many
+/// destinations makes many clients.
+fn system_roots() -> &'static RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        // Some of a system's certificates are always broken; what matters is that there are others.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        roots
+    })
+}
+
 /// Trusts the system's roots and the registry's own.
 fn verifier(
     endpoint: &Endpoint,
@@ -72,8 +84,7 @@ fn verifier(
         // Each was added to a store once already.
         roots.add(root.clone()).ok();
     }
-    // Some of a system's certificates are always broken; what matters is that there are others.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.extend(system_roots().roots.iter().cloned());
     let trust = if roots.is_empty() {
         // Plain HTTP needs no roots as long as nobody redirects to TLS, and then this is the answer.
         if !endpoint.is_plain_http() {

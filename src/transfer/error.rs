@@ -1,5 +1,7 @@
 //! What can go wrong with the copy of an image.
 
+use std::time::Duration;
+
 use crate::{
     cache,
     error::{Class, Classified},
@@ -71,6 +73,19 @@ pub enum Error {
         /// Levels that are followed.
         limit: usize,
     },
+    /// More manifests than any image has.
+    #[error(
+        "the index of {image} names more than {manifests} manifests, or they have more than {} MiB; such an image is \
+         not copied", .bytes >> 20
+    )]
+    IndexTooLarge {
+        /// The image.
+        image: ImageName,
+        /// Manifests that are followed.
+        manifests: usize,
+        /// Bytes of manifests that are kept.
+        bytes: u64,
+    },
     /// The cache does not know the image.
     #[error(
         "{image} is not in the cache: pull it first, or see what is there with `docker-image-pusher list`"
@@ -95,6 +110,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The pause that a registry asked for.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Pull { source, .. } | Self::Push { source, .. } => source.retry_after(),
+            _ => None,
+        }
+    }
+}
+
 impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn class(&self) -> Class {
@@ -102,7 +127,7 @@ impl Classified for Error {
             Self::Pull { source, .. } | Self::Push { source, .. } => source.class(),
             Self::Cache { source, .. } => source.class(),
             Self::Manifest { source, .. } => source.class(),
-            Self::IndexTooDeep { .. } => Class::Policy,
+            Self::IndexTooDeep { .. } | Self::IndexTooLarge { .. } => Class::Policy,
             Self::CachedImageUnknown { .. } | Self::CachedImageIncomplete { .. } => Class::NotFound,
             Self::TargetInvalid { .. } | Self::RegistryMissing { .. } => Class::Config,
         }
@@ -115,6 +140,7 @@ impl Classified for Error {
             Self::Cache { source, .. } => source.reason(),
             Self::Manifest { source, .. } => source.reason(),
             Self::IndexTooDeep { .. }
+            | Self::IndexTooLarge { .. }
             | Self::CachedImageUnknown { .. }
             | Self::CachedImageIncomplete { .. }
             | Self::TargetInvalid { .. }

@@ -1,5 +1,7 @@
 //! What became of a run: one entry per image, one outcome per destination.
 
+use std::time::Duration;
+
 use serde::{Serialize, Serializer};
 
 use crate::{
@@ -19,6 +21,14 @@ pub struct Failure {
     pub class: Class,
     /// The whole sentence, causes included.
     pub message: String,
+    /// When the other side said it may be asked again, as a pause from then on.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "seconds")]
+    pub retry_after: Option<Duration>,
+}
+
+#[expect(clippy::ref_option, reason = "the signature serde asks for")]
+fn seconds<S: Serializer>(pause: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pause.map(|pause| pause.as_secs()).serialize(serializer)
 }
 
 #[expect(
@@ -35,6 +45,7 @@ impl From<&Error> for Failure {
             reason: error.reason(),
             class: error.class(),
             message: handlers::message(error),
+            retry_after: error.retry_after(),
         }
     }
 }
@@ -168,6 +179,7 @@ mod tests {
             reason,
             class: Class::Network,
             message: reason.to_owned(),
+            retry_after: None,
         }
     }
 

@@ -11,6 +11,12 @@ use super::{Error, Result};
 /// Indexes within indexes are legal; no producer is known that nests them even twice.
 const MAX_INDEX_DEPTH: usize = 4;
 
+/// Manifests of one image: the largest public images have some hundred, attestations included.
+const MAX_MANIFESTS: usize = 10_000;
+
+/// Bytes of the manifests of one image, which are all in memory at once; a usual one has a few kilobytes.
+const MAX_MANIFEST_BYTES: u64 = 64 * 1024 * 1024;
+
 /// Manifests of one index that are asked for at once: small answers, bounded by round trips.
 const MANIFESTS_AT_ONCE: usize = 8;
 
@@ -45,6 +51,7 @@ impl ImageTree {
         let mut seen: HashSet<Digest> = HashSet::from([root.digest().clone()]);
         let mut found: Vec<RawManifest> = Vec::new();
         let mut level = vec![root.clone()];
+        let mut bytes = root.size();
         for _ in 0..=MAX_INDEX_DEPTH {
             let mut wanted = Vec::new();
             for manifest in &level {
@@ -59,11 +66,25 @@ impl ImageTree {
                 let children = bottom_up(found).map_err(unreadable)?;
                 return Self::new(root, children).map_err(unreadable);
             }
-            level = stream::iter(wanted)
+            let too_large = || Error::IndexTooLarge {
+                image: image.clone(),
+                manifests: MAX_MANIFESTS,
+                bytes: MAX_MANIFEST_BYTES,
+            };
+            if found.len() + wanted.len() > MAX_MANIFESTS {
+                return Err(too_large());
+            }
+            level.clear();
+            let mut answers = stream::iter(wanted)
                 .map(|child| get(child.digest))
-                .buffered(MANIFESTS_AT_ONCE)
-                .try_collect()
-                .await?;
+                .buffered(MANIFESTS_AT_ONCE);
+            while let Some(manifest) = answers.try_next().await? {
+                bytes += manifest.size();
+                if bytes > MAX_MANIFEST_BYTES {
+                    return Err(too_large());
+                }
+                level.push(manifest);
+            }
             found.extend(level.iter().cloned());
         }
         Err(Error::IndexTooDeep {
@@ -225,6 +246,20 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(tree.children, [leaf, inner, middle]);
+    }
+
+    #[tokio::test]
+    async fn an_index_with_more_children_than_any_image_has_is_refused() {
+        let children: Vec<_> = (0..=MAX_MANIFESTS)
+            .map(|number| json!({"mediaType": MediaType::OCI_MANIFEST, "digest": Digest::of(&number.to_ne_bytes()), "size": 2}))
+            .collect();
+        let root = raw(
+            &json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": children}),
+        );
+        assert!(matches!(
+            collect(&root, &[]).await,
+            Err(Error::IndexTooLarge { .. })
+        ));
     }
 
     #[tokio::test]

@@ -41,7 +41,8 @@ fn set_up_logs(options: &GlobalOptions, is_operator: bool) {
     };
     // Our own words at this level; libraries speak of every packet and are heard when something is wrong.
     let default = format!(
-        "{},docker_image_pusher={level}",
+        // kube-client warns of an answer it cannot parse with the whole answer, which may be a Secret.
+        "{},kube_client=error,docker_image_pusher={level}",
         level.min(LevelFilter::WARN)
     );
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));

@@ -32,7 +32,7 @@ const DEFAULT_DESTINATION: &str = "default";
 const DEFAULT_TAG: &str = "{tag}";
 /// Enough to fill a link of 1 Gbit/s at 40 ms without being a burden on a registry.
 const DEFAULT_MAX_CONCURRENT: i32 = 8;
-/// Consecutive attempts without progress, not attempts in all.
+/// Retries in a row, not in all.
 const DEFAULT_RETRY_ATTEMPTS: i32 = 3;
 
 /// What to copy, where to, and how often.
@@ -246,7 +246,7 @@ pub struct Transfer {
     #[serde(default = "default_max_concurrent")]
     #[schemars(range(min = 1, max = 64))]
     pub max_concurrent: i32,
-    /// Consecutive retries of a transfer without 1 MiB of progress, 0 to 20. Default: 3.
+    /// Retries in a row of one request or transfer, 0 to 20. Default: 3.
     #[serde(default = "default_retry_attempts")]
     #[schemars(range(min = 0, max = 20))]
     pub retry_attempts: i32,

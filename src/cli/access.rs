@@ -1,7 +1,7 @@
 //! From options to a registry client: which address, which certificates, which credential.
 
 use std::{
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
 };
 
@@ -75,10 +75,7 @@ fn credential(
 ) -> Result<Credential> {
     let password = password(&options.password)?;
     match (&options.username, password) {
-        (Some(username), Some(password)) => Ok(Credential::Basic {
-            username: username.clone(),
-            password,
-        }),
+        (Some(username), Some(password)) => Ok(Credential::from_login(username.clone(), password)),
         (Some(_), None) => Err(Error::PasswordMissing),
         (None, Some(_)) => Err(Error::UsernameMissing),
         (None, None) => from_login_files(endpoint.host(), options.repository.path(), output),
@@ -109,22 +106,22 @@ fn password(options: &PasswordOptions) -> Result<Option<SecretString>> {
     Ok(Some(password.into()))
 }
 
-/// The first login file that knows the registry wins; files that do not exist are passed over.
+/// The first login file that knows the registry wins. Files at their usual places need not exist; one that is named must.
 fn from_login_files(
     host: &Host,
     repository: &RepositoryPath,
     output: &OutputManager,
 ) -> Result<Credential> {
-    for path in login_files(|name| std::env::var_os(name).map(PathBuf::from)) {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let named = variable(AUTH_FILE_VARIABLE);
+    for path in named.iter().cloned().chain(usual_login_files(variable)) {
         let content = match std::fs::read(&path) {
             Ok(content) => content,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == ErrorKind::NotFound && Some(&path) != named.as_ref() => {
+                continue;
+            }
             Err(source) => {
-                return Err(Error::FileUnreadable {
-                    path,
-                    option: "the environment or by default",
-                    source,
-                });
+                return Err(Error::LoginFileUnreadable { path, source });
             }
         };
         let unreadable = |source| Error::CredentialsUnreadable {
@@ -143,10 +140,12 @@ fn from_login_files(
     Ok(Credential::Anonymous)
 }
 
-/// Where docker and podman keep logins, in the order skopeo and podman look: an explicit file, podman's file of this
-/// session, docker's.
-fn login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
-    let explicit = variable("REGISTRY_AUTH_FILE");
+/// Names a login file, as podman and skopeo know it.
+const AUTH_FILE_VARIABLE: &str = "REGISTRY_AUTH_FILE";
+
+/// Where docker and podman keep logins, in the order skopeo and podman look: podman's file of this session, its lasting one,
+/// docker's.
+fn usual_login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let session = variable("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json"));
     let home = variable("HOME");
     let config =
@@ -154,10 +153,7 @@ fn login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
     let podman = config.map(|folder| folder.join("containers/auth.json"));
     let docker = variable("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker")));
     let docker = docker.map(|folder| folder.join("config.json"));
-    [explicit, session, podman, docker]
-        .into_iter()
-        .flatten()
-        .collect()
+    [session, podman, docker].into_iter().flatten().collect()
 }
 
 fn read_file(path: &Path, option: &'static str) -> Result<Vec<u8>> {
@@ -249,7 +245,7 @@ mod tests {
 
     #[test]
     fn login_files_are_looked_for_where_docker_and_podman_put_them() {
-        let files = login_files(|name| match name {
+        let files = usual_login_files(|name| match name {
             "HOME" => Some("/home/user".into()),
             "XDG_RUNTIME_DIR" => Some("/run/user/1".into()),
             _ => None,

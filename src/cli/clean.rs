@@ -73,6 +73,11 @@ impl Clean {
         for image in &report.images {
             screen.output().info(format!("{verb} {image}"));
         }
+        for image in &report.kept {
+            screen.output().info(format!(
+                "kept {image}: pulled recently, or part of another image"
+            ));
+        }
         let text = format!(
             "{verb} {} images, {} blobs, {}",
             report.images.len(),
@@ -81,7 +86,7 @@ impl Clean {
         );
         screen.result(
             &text,
-            &json!({ "dryRun": self.dry_run, "images": report.images, "blobs": report.blobs, "bytes": report.bytes }),
+            &json!({ "dryRun": self.dry_run, "images": report.images, "kept": report.kept, "blobs": report.blobs, "bytes": report.bytes }),
         )
     }
 }

@@ -50,6 +50,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A login file cannot be read.
+    #[error("could not read the login file {path}")]
+    LoginFileUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// The options that make a client are wrong: its address or its certificates.
     #[error("the registry cannot be used as given")]
     Access(#[source] registry::Error),
@@ -89,6 +98,7 @@ impl Error {
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
             | Self::FileUnreadable { .. }
+            | Self::LoginFileUnreadable { .. }
             | Self::Access(_)
             | Self::CredentialsUnreadable { .. } => false,
             Self::Transfer(_)
@@ -109,6 +119,7 @@ impl Classified for Error {
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
             | Self::FileUnreadable { .. }
+            | Self::LoginFileUnreadable { .. }
             | Self::Access(_)
             | Self::CredentialsUnreadable { .. } => Class::Config,
             Self::Transfer(error) => error.class(),
@@ -133,6 +144,7 @@ impl Classified for Error {
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
             | Self::FileUnreadable { .. }
+            | Self::LoginFileUnreadable { .. }
             | Self::OutputFailed(_)
             | Self::Interrupted => self.into(),
         }

@@ -19,7 +19,9 @@ mod render;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap::{
+    CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
+};
 
 use crate::error::{Classified, handlers};
 
@@ -68,7 +70,29 @@ impl Cli {
             options.try_contains_id("password").is_ok()
                 && options.value_source("password") == Some(ValueSource::CommandLine)
         });
-        Ok(cli)
+        match cli.contradiction() {
+            Some(text) => Err(Self::command().error(ErrorKind::ArgumentConflict, text)),
+            None => Ok(cli),
+        }
+    }
+
+    /// Two options that exclude each other. Asked by value: a variable that says "false" contradicts nothing, which clap's
+    /// own check, by presence, would not see.
+    fn contradiction(&self) -> Option<&'static str> {
+        let reads_password = match &self.command {
+            Command::Push(push) if push.contradicts_itself() => {
+                return Some("--skip-existing and --force-upload exclude each other");
+            }
+            Command::Push(push) => push.reads_password(),
+            Command::Pull(pull) => pull.reads_password(),
+            _ => false,
+        };
+        if self.password_was_typed && reads_password {
+            return Some("--password and --password-stdin exclude each other");
+        }
+        self.global
+            .contradicts_itself()
+            .then_some("--quiet and --verbose exclude each other")
     }
 
     /// Options that concern logs and output.
@@ -91,8 +115,14 @@ impl Cli {
             );
         }
         let outcome = match self.command {
-            Command::Pull(command) => until_interrupted(Box::pin(command.run(&screen))).await,
-            Command::Push(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::Pull(command) => match command.client(&screen) {
+                Ok(client) => until_interrupted(Box::pin(command.run(client, &screen))).await,
+                Err(error) => Err(error),
+            },
+            Command::Push(command) => match command.client(&screen) {
+                Ok(client) => until_interrupted(Box::pin(command.run(client, &screen))).await,
+                Err(error) => Err(error),
+            },
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Controller(command) => Box::pin(command.run()).await,

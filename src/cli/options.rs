@@ -12,7 +12,7 @@ use crate::image::{Reference, Repository};
 #[command(next_help_heading = "Output")]
 pub struct GlobalOptions {
     /// Show errors only
-    #[arg(short, long, global = true, env = "IMAGE_PUSHER_QUIET", value_parser = FalseyValueParser::new(), conflicts_with = "verbose")]
+    #[arg(short, long, global = true, env = "IMAGE_PUSHER_QUIET", value_parser = FalseyValueParser::new())]
     quiet: bool,
     /// Show details; twice, also each request
     #[arg(short, long, global = true, env = "IMAGE_PUSHER_VERBOSE", action = ArgAction::Count)]
@@ -39,6 +39,11 @@ pub enum Verbosity {
 }
 
 impl GlobalOptions {
+    /// Whether it asks for less and for more.
+    pub(super) const fn contradicts_itself(&self) -> bool {
+        self.quiet && self.verbose > 0
+    }
+
     /// How much is said.
     pub const fn verbosity(&self) -> Verbosity {
         match (self.quiet, self.verbose) {
@@ -138,8 +143,7 @@ pub(super) struct PasswordOptions {
         env = "IMAGE_PUSHER_PASSWORD",
         hide_env_values = true,
         value_name = "PASSWORD",
-        help_heading = "Access",
-        conflicts_with = "password_stdin"
+        help_heading = "Access"
     )]
     pub(super) password: Option<SecretString>,
     /// Read the password from standard input

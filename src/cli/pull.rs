@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::{
     cache::Cache,
     image::ImageName,
+    registry::RegistryClient,
     transfer::{ImageManager, OperationMode, TransferOptions},
 };
 
@@ -31,8 +32,17 @@ pub(super) struct Pull {
 }
 
 impl Pull {
-    pub(super) async fn run(self, screen: &Screen) -> Result<()> {
-        let client = access::client(&self.registry, DEFAULT_RETRY_ATTEMPTS, screen.output())?;
+    /// Whether the password comes from standard input.
+    pub(super) const fn reads_password(&self) -> bool {
+        self.registry.password.password_stdin
+    }
+
+    /// The client that the options describe. Apart from the work, since it may wait for somebody to type a password.
+    pub(super) fn client(&self, screen: &Screen) -> Result<RegistryClient> {
+        access::client(&self.registry, DEFAULT_RETRY_ATTEMPTS, screen.output())
+    }
+
+    pub(super) async fn run(self, client: RegistryClient, screen: &Screen) -> Result<()> {
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         // Before the first request: nobody waits for a download that cannot be kept.
         cache.ensure_writable().await?;

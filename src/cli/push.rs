@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::{
     cache::Cache,
     image::ImageName,
+    registry::RegistryClient,
     transfer::{ExistingBlobs, ImageManager, OperationMode, TransferOptions},
 };
 
@@ -44,7 +45,7 @@ pub(super) struct Push {
     )]
     max_concurrent: u16,
     /// Do not send blobs that the registry has (the default, said aloud)
-    #[arg(long, env = "IMAGE_PUSHER_SKIP_EXISTING", value_parser = FalseyValueParser::new(), conflicts_with = "force_upload")]
+    #[arg(long, env = "IMAGE_PUSHER_SKIP_EXISTING", value_parser = FalseyValueParser::new())]
     skip_existing: bool,
     /// Send blobs and manifest even if the registry has them
     #[arg(long, env = "IMAGE_PUSHER_FORCE_UPLOAD", value_parser = FalseyValueParser::new())]
@@ -52,8 +53,22 @@ pub(super) struct Push {
 }
 
 impl Push {
-    pub(super) async fn run(self, screen: &Screen) -> Result<()> {
-        let client = access::client(&self.registry, self.retry_attempts, screen.output())?;
+    /// Whether blobs are to be skipped and sent.
+    pub(super) const fn contradicts_itself(&self) -> bool {
+        self.skip_existing && self.force_upload
+    }
+
+    /// Whether the password comes from standard input.
+    pub(super) const fn reads_password(&self) -> bool {
+        self.registry.password.password_stdin
+    }
+
+    /// The client that the options describe. Apart from the work, since it may wait for somebody to type a password.
+    pub(super) fn client(&self, screen: &Screen) -> Result<RegistryClient> {
+        access::client(&self.registry, self.retry_attempts, screen.output())
+    }
+
+    pub(super) async fn run(self, client: RegistryClient, screen: &Screen) -> Result<()> {
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         let existing_blobs = if self.force_upload {
             ExistingBlobs::Upload

@@ -84,10 +84,8 @@ impl NamedSecret<'_> {
     }
 
     fn user_and_password(&self) -> Result<Credential> {
-        Ok(Credential::Basic {
-            username: self.text("username")?,
-            password: self.text("password")?.into(),
-        })
+        let (username, password) = (self.text("username")?, self.text("password")?);
+        Ok(Credential::from_login(username, password.into()))
     }
 
     fn docker_config(&self, host: &Host, repository: &RepositoryPath) -> Result<Credential> {

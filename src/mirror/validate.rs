@@ -13,7 +13,10 @@ use crate::{
     image::{Digest, Host, ImageName, Reference, Repository, RepositoryPath, Tag},
     output::OutputManager,
     registry::Endpoint,
-    transfer::{Destination, ExistingBlobs, ImageJob, RegistryId, RegistryImage, TransferOptions},
+    transfer::{
+        Destination, ExistingBlobs, ImageJob, RegistryId, RegistryImage, TargetReference,
+        TransferOptions,
+    },
 };
 
 use super::{
@@ -228,16 +231,13 @@ fn selected(registry: &RegistrySource) -> Result<Vec<Selected>> {
     Ok(images)
 }
 
-/// The job of an image, without destinations yet. In the cache it lies under the tag it is known by.
+/// The job of an image, without destinations yet. In the cache it lies under what selected it: a pinned digest and the tag
+/// of the same name are two images.
 fn job(repository: &Repository, registry: &RegistryId, image: &Selected) -> ImageJob {
-    let reference = image
-        .tag
-        .clone()
-        .map_or_else(|| image.reference.clone(), Reference::Tag);
     ImageJob {
         cached: ImageName {
             repository: repository.clone(),
-            reference,
+            reference: image.reference.clone(),
         },
         source: Some(RegistryImage {
             registry: registry.clone(),
@@ -301,7 +301,7 @@ fn refuse_conflicts(
     jobs: &[ImageJob],
     accesses: &BTreeMap<RegistryId, ValidatedAccess>,
 ) -> Result<()> {
-    let mut writers: HashMap<String, String> = HashMap::new();
+    let mut writers: HashMap<String, (&str, &Reference)> = HashMap::new();
     for job in jobs {
         for destination in &job.destinations {
             let Destination {
@@ -310,28 +310,26 @@ fn refuse_conflicts(
                 repository,
                 reference,
             } = destination;
-            // A tag made of a digest that is not known yet differs from image to image.
-            let by_digest = if reference.to_string().contains('{') {
-                job.cached.to_string()
-            } else {
-                String::new()
+            let source = &job.cached.reference;
+            let host = accesses.get(registry).map(|access| &access.endpoint);
+            let mut target = format!(
+                "{}/{repository}:{reference}",
+                host.map_or_else(String::new, |endpoint| endpoint.host().to_string())
+            );
+            if matches!(reference, TargetReference::WithDigest(_)) {
+                // Not known yet, but another one for each image.
+                target = format!("{target} of {source}");
+            }
+            let Some((first_name, first_source)) = writers.insert(target.clone(), (name, source))
+            else {
+                continue;
             };
-            let host = accesses
-                .get(registry)
-                .map(|access| access.endpoint.host().to_string())
-                .unwrap_or_default();
-            let target = format!("{host}/{repository}:{reference}");
-            let source = job
-                .source
-                .as_ref()
-                .map(|source| source.reference.to_string())
-                .unwrap_or_default();
-            let writer = format!("destination {name} with {source}");
-            if let Some(first) = writers.insert(format!("{target} {by_digest}"), writer.clone()) {
+            // One digest selected under two tags is one image.
+            if (first_name, first_source) != (name.as_str(), source) {
                 return Err(Error::DestinationConflict {
                     target,
-                    first,
-                    second: writer,
+                    first: format!("destination {first_name} with {first_source}"),
+                    second: format!("destination {name} with {source}"),
                 });
             }
         }
@@ -465,7 +463,7 @@ mod tests {
             .iter()
             .map(|job| job.cached.to_string())
             .collect();
-        assert_eq!(cached[2], "registry.example/team/app:3");
+        assert_eq!(cached[2], format!("registry.example/team/app@{digest}"));
         assert_eq!(cached[3], format!("registry.example/team/app@{digest}"));
         assert_eq!(
             mirror.jobs[2].source.as_ref().unwrap().reference,

@@ -1,7 +1,7 @@
 //! The client of one registry, and what its clones share.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -12,7 +12,7 @@ use url::Url;
 use crate::{image::RepositoryPath, output::OutputManager};
 
 use super::{
-    Endpoint, Retry,
+    Answer, Endpoint, Retry,
     auth::Auth,
     body,
     connect::{self, ClientOptions},
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
+    /// What the registry said when it refused the login. A client lives for one run, which reads its Secrets anew.
+    refused_login: OnceLock<Answer>,
     /// Requests that nobody waits for; each ends by itself within seconds.
     background: Mutex<JoinSet<()>>,
 }
@@ -62,6 +64,14 @@ impl Shared {
     /// The same, from a body that only a registry sends.
     pub(super) fn note_registry(&self) {
         self.is_reached.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_refused_login(&self, answer: &Answer) {
+        self.refused_login.get_or_init(|| answer.clone());
+    }
+
+    pub(super) fn refused_login(&self) -> Option<Answer> {
+        self.refused_login.get().cloned()
     }
 
     pub(super) fn is_reached(&self) -> bool {
@@ -98,6 +108,7 @@ impl RegistryClient {
             gate: Gate::default(),
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),
+            refused_login: OnceLock::new(),
             background: Mutex::default(),
         };
         Ok(Self {

@@ -172,8 +172,24 @@ impl RegistryClient {
         .await
     }
 
-    /// One attempt: a success, an accepted answer, or the error that the answer is.
+    /// One attempt, unless the login was refused before: a mirror of a thousand images would otherwise repeat a wrong password
+    /// a thousand times, and lock the account.
     pub(super) async fn attempt(&self, call: &Call<'_>) -> Result<Response> {
+        if let Some(answer) = self.shared.refused_login() {
+            return Err(Error::AuthenticationFailed {
+                operation: call.operation.clone(),
+                answer,
+            });
+        }
+        let outcome = self.attempt_with_login(call).await;
+        if let Err(Error::AuthenticationFailed { answer, .. }) = &outcome {
+            self.shared.note_refused_login(answer);
+        }
+        outcome
+    }
+
+    /// One attempt: a success, an accepted answer, or the error that the answer is.
+    async fn attempt_with_login(&self, call: &Call<'_>) -> Result<Response> {
         self.pass_gate(call).await?;
         let response = self.logged_in(call).await?;
         let status = response.status();

@@ -12,9 +12,6 @@ use crate::{
 
 use super::{Error, RegistryImage, Result, Run, tree::ImageTree};
 
-/// Downloads of one blob whose bytes were wrong: a second one, since a proxy may have mangled the first.
-const DIGEST_ATTEMPTS: usize = 2;
-
 /// An image at its source, and the name under which it is cached.
 pub(super) struct Pull<'a> {
     pub(super) run: &'a Run,
@@ -46,14 +43,17 @@ impl Pull<'_> {
         }
     }
 
-    /// Brings the whole image into the cache. `digest` is what a look-up found, if there was one. The second value tells
-    /// whether anything was fetched.
-    pub(super) async fn fetch(&self, digest: Option<&Digest>) -> Result<(ImageTree, bool)> {
+    /// Brings the whole image into the cache. `digest` is what a look-up found, if there was one; `uploads` is how often the
+    /// image will travel on from there. The second value tells whether anything was fetched.
+    pub(super) async fn fetch(
+        &self,
+        digest: Option<&Digest>,
+        uploads: u64,
+    ) -> Result<(ImageTree, bool)> {
         let root = self.root_manifest(digest).await?;
         let tree =
             ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await?;
-        let (blobs, bytes) = tree.size();
-        self.run.output.planned(blobs, bytes);
+        tree.plan(1 + uploads, &self.run.output);
         // Largest first, all at once: the run's slots decide how many travel.
         // A list of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
         // (rust-lang/rust#102211), and the operator's runs move between threads.
@@ -155,30 +155,29 @@ impl Pull<'_> {
             return Ok(false);
         }
         let _slot = slots.acquire().await;
-        for last in (1..=DIGEST_ATTEMPTS).map(|attempt| attempt == DIGEST_ATTEMPTS) {
-            let writer = match cache
-                .claim_blob(blob)
-                .await
-                .map_err(|source| self.cache_error(source))?
-            {
-                // Another process was faster.
-                Claim::Present => {
-                    output.existing(&blob.digest, blob.size);
-                    return Ok(false);
-                }
-                Claim::Fetch(writer) => writer,
-            };
-            match self.download(blob, writer).await {
-                Err(error) if !last && error.class() == Class::Digest => {
-                    output.warning(format!(
-                        "{}; fetching it once more",
-                        handlers::message(&error)
-                    ));
-                }
-                outcome => return outcome.map(|()| true),
+        match self.claim_and_download(blob).await {
+            // A proxy may have mangled the bytes. Bytes of the wrong number were fetched twice already, by the retries below.
+            Err(error @ Error::Cache { .. }) if error.class() == Class::Digest => {
+                output.warning(format!(
+                    "{}; fetching it once more",
+                    handlers::message(&error)
+                ));
+                self.claim_and_download(blob).await
             }
+            outcome => outcome,
         }
-        unreachable!("the last attempt returns its outcome")
+    }
+
+    /// Fetches a blob, unless another process was faster; tells whether it travelled.
+    async fn claim_and_download(&self, blob: &Descriptor) -> Result<bool> {
+        let claim = self.run.cache.claim_blob(blob).await;
+        match claim.map_err(|source| self.cache_error(source))? {
+            Claim::Present => {
+                self.run.output.existing(&blob.digest, blob.size);
+                Ok(false)
+            }
+            Claim::Fetch(writer) => self.download(blob, writer).await.map(|()| true),
+        }
     }
 
     /// Streams a blob into the cache until it is whole or the retries are used up.

@@ -52,8 +52,6 @@ impl Push<'_> {
 
     /// Copies the image from the cache to the registry. Both push modes and every destination of a mirror come here.
     pub(super) async fn push_from_cache(&self, tree: &ImageTree) -> Result<()> {
-        let (blobs, bytes) = tree.size();
-        self.run.output.planned(blobs, bytes);
         let layers = tree.layers.iter().map(|blob| (blob, Question::First));
         let configs = tree.configs.iter().map(|blob| (blob, Question::None));
         // A list of futures: see the note in pull.rs.
@@ -74,8 +72,7 @@ impl Push<'_> {
 
     /// Tells that every blob of the image is there, where nothing had to be asked blob by blob.
     pub(super) fn count_existing(&self, tree: &ImageTree) {
-        let (blobs, bytes) = tree.size();
-        self.run.output.planned(blobs, bytes);
+        tree.plan(1, &self.run.output);
         for blob in tree.blobs() {
             self.run.output.existing(&blob.digest, blob.size);
         }

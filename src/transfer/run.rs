@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use futures::{StreamExt, future::join_all, stream::FuturesOrdered};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -69,15 +69,18 @@ impl Run {
             Ok(guard) => guard,
             Err(error) => return self.all_failed(jobs, error),
         };
-        // Images begin as others end: a list of all of them would hold a thousand plans at once.
-        let (mut running, mut images) = (FuturesOrdered::new(), Vec::with_capacity(jobs.len()));
-        for job in jobs {
+        // Images begin as others end, in whatever order: a list of all of them would hold a thousand plans at once, and one
+        // that waits for its registry must not hold up the rest.
+        let (mut running, mut images) = (FuturesUnordered::new(), Vec::with_capacity(jobs.len()));
+        for (position, job) in jobs.iter().enumerate() {
             if running.len() >= IMAGES_AT_ONCE {
                 images.extend(running.next().await);
             }
-            running.push_back(self.image_report(job));
+            running.push(async move { (position, self.image_report(job).await) });
         }
         images.extend(running.collect::<Vec<_>>().await);
+        images.sort_by_key(|(position, _)| *position);
+        let images = images.into_iter().map(|(_, image)| image).collect();
         RunReport { images }
     }
 
@@ -180,7 +183,7 @@ impl Run {
             cached: &job.cached,
         };
         if job.destinations.is_empty() {
-            return match pull.fetch(None).await {
+            return match pull.fetch(None, 0).await {
                 Ok((tree, moved)) => Copied {
                     digest: Some(tree.root.digest().clone()),
                     fetched: Ok(moved),
@@ -202,7 +205,7 @@ impl Run {
                 destinations: settled(there),
             };
         }
-        match pull.fetch(Some(&digest)).await {
+        match pull.fetch(Some(&digest), missing(&there)).await {
             Ok((tree, moved)) => self.send_where_missing(job, there, tree, moved).await,
             Err(error) => {
                 let destinations = settled(there);
@@ -220,6 +223,7 @@ impl Run {
             Err(error) => return Copied::not_fetched(None, error),
         };
         let there = self.ask_destinations(job, tree.root.digest()).await;
+        tree.plan(missing(&there), &self.output);
         self.send_where_missing(job, there, tree, false).await
     }
 
@@ -360,6 +364,14 @@ impl Copied {
             destinations: Vec::new(),
         }
     }
+}
+
+/// How many destinations lack the image.
+fn missing(answers: &[Result<bool>]) -> u64 {
+    answers
+        .iter()
+        .map(|answer| u64::from(matches!(answer, Ok(false))))
+        .sum()
 }
 
 /// Answers of destinations that are final: those that have the image and those that cannot be asked. The others wait for the

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::image::{Descriptor, Digest, ImageName, Manifest, RawManifest};
+use crate::{
+    image::{Descriptor, Digest, ImageName, Manifest, RawManifest},
+    output::OutputManager,
+};
 
 use super::{Error, Result};
 
@@ -128,8 +131,15 @@ impl ImageTree {
         self.layers.iter().chain(&self.configs)
     }
 
+    /// Tells that every blob is to travel so many times: once into the cache, unless it is there, and to each destination.
+    /// Told at once, so that progress never goes back.
+    pub(super) fn plan(&self, times: u64, output: &OutputManager) {
+        let (blobs, bytes) = self.size();
+        output.planned(blobs * times, bytes.saturating_mul(times));
+    }
+
     /// Number and bytes of the blobs.
-    pub(super) fn size(&self) -> (u64, u64) {
+    fn size(&self) -> (u64, u64) {
         self.blobs().fold((0, 0), |(count, bytes), blob| {
             (count + 1, bytes.saturating_add(blob.size))
         })

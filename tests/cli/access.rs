@@ -3,7 +3,7 @@
 use crate::commands::{pull, push, with};
 use crate::support::{
     Result,
-    binary::Sandbox,
+    binary::{Finished, Sandbox},
     gateway::{Bearer, Gateway},
     images::Image,
     registry::Registry,
@@ -186,21 +186,37 @@ fn a_token_that_expires_in_the_middle_is_replaced() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn no_output_holds_the_password_whatever_happens() -> Result<()> {
-    let registry = Registry::with_htpasswd(USER, PASSWORD)?;
-    Image::builder()
-        .build()?
-        .push(registry.access(), "team/app:1.0")?;
-    let wrong = Registry::with_htpasswd(USER, "another")?;
-    let sandbox = Sandbox::new()?.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
-    let encoded = "cHVzaGVyOmEtY2FuYXJ5LXBhc3N3b3JkLTA4MTU";
-    for (address, format, code) in [
-        (registry.address(), "text", 0),
-        (wrong.address(), "text", 1),
-        (registry.address(), "json", 0),
-        (wrong.address(), "json", 1),
+/// Everything a run said, which must hold no credential: neither the password, plain or as `user:password` in base64, nor a
+/// token, whose signed form begins like every JSON in base64.
+fn assert_no_secret(run: &Finished) {
+    let said = format!("{}{}", run.stdout, run.stderr);
+    for secret in [
+        PASSWORD,
+        "cHVzaGVyOmEtY2FuYXJ5LXBhc3N3b3JkLTA4MTU",
+        "eyJ",
+        "token=",
+        "_state=",
     ] {
+        assert!(
+            !said.contains(secret),
+            "{secret} in\n{}\n{said}",
+            run.command
+        );
+    }
+}
+
+#[test]
+fn no_output_holds_a_password_or_a_token_whatever_happens() -> Result<()> {
+    let basic = Registry::with_htpasswd(USER, PASSWORD)?;
+    let bearer = Registry::with_token_auth(TokenAuth::new(USER, PASSWORD))?;
+    let image = Image::builder().build()?;
+    for registry in [&basic, &bearer] {
+        image.push(registry.access(), "team/app:1.0")?;
+    }
+    let wrong = Registry::with_htpasswd(USER, "another")?;
+    let wrong_bearer = Registry::with_token_auth(TokenAuth::new(USER, "another"))?;
+    let sandbox = Sandbox::new()?.variable("IMAGE_PUSHER_PASSWORD", PASSWORD);
+    for format in ["text", "json"] {
         let options = [
             "-u",
             USER,
@@ -210,14 +226,26 @@ fn no_output_holds_the_password_whatever_happens() -> Result<()> {
             "--log-format",
             format,
         ];
-        let run = sandbox
-            .run(&pull_from(address, &options))?
-            .expect_code(code)?;
-        let said = format!("{}{}", run.stdout, run.stderr);
-        assert!(
-            !said.contains(PASSWORD) && !said.contains(encoded),
-            "{said}"
-        );
+        for (registry, code) in [(&basic, 0), (&bearer, 0), (&wrong, 1), (&wrong_bearer, 1)] {
+            let pulled = sandbox
+                .run(&pull_from(registry.address(), &options))?
+                .expect_code(code)?;
+            assert_no_secret(&pulled);
+            let pushed = sandbox
+                .run(&push_to(registry.address(), &options))?
+                .expect_code(code)?;
+            assert_no_secret(&pushed);
+        }
     }
+    Ok(())
+}
+
+#[test]
+fn a_login_file_that_is_named_must_exist() -> Result<()> {
+    let sandbox = Sandbox::new()?.variable("REGISTRY_AUTH_FILE", "/no/such/auth.json");
+    let run = sandbox
+        .run(&pull_from("localhost:1", &[]))?
+        .expect_code(2)?;
+    assert!(run.stderr.contains("/no/such/auth.json"), "{}", run.stderr);
     Ok(())
 }

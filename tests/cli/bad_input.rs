@@ -293,6 +293,35 @@ fn wrong_bytes_are_fetched_once_more_and_then_refused_with_both_digests() -> Res
 }
 
 #[test]
+fn a_layer_of_the_wrong_size_is_fetched_once_more_and_then_refused() -> Result<()> {
+    let registry = Registry::open()?;
+    let image = Image::builder().layers(1, 100_000).build()?;
+    image.push(registry.access(), "team/app:1.0")?;
+    let layer = &image.manifests[0].layers[0].blob;
+    let sandbox = Sandbox::new()?;
+    for size in [layer.size - 1, layer.size + 1] {
+        let body = vec![7; usize::try_from(size).unwrap()].into();
+        let wrong = Action::Respond {
+            status: 200,
+            headers: Vec::new(),
+            body,
+        };
+        let gateway = Gateway::before(&registry)
+            .rule(Rule::on(&Method::GET, &layer.digest, wrong))
+            .start()?;
+        let expected = layer.size.to_string();
+        fails(
+            &sandbox,
+            &pull("team/app", "1.0", &gateway.address()),
+            1,
+            &[&layer.digest, &expected],
+        )?;
+        assert_eq!(gateway.count(&Method::GET, &layer.digest), 2);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_connection_that_breaks_in_a_layer_is_tried_again() -> Result<()> {
     let registry = Registry::open()?;
     let image = Image::builder()

@@ -202,6 +202,7 @@ fn variables_stand_in_for_options() -> Result<()> {
         skopeo::digest(registry.access(), "by/variable:1")?,
         image.digest
     );
+    let sandbox = sandbox.variable("IMAGE_PUSHER_QUIET", "false");
     sandbox
         .variable("IMAGE_PUSHER_SKIP_EXISTING", "true")
         .run(&["push"])?

@@ -162,17 +162,46 @@ async fn a_service_that_knows_no_get_is_posted_to() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_sent_once_per_operation() {
+async fn a_wrong_password_is_sent_once_to_a_registry_and_its_clones_know() {
+    let server = Server::start(|_| {
+        reply(
+            StatusCode::UNAUTHORIZED,
+            &[("www-authenticate", "Basic realm=\"x\"")],
+            "",
+        )
+    })
+    .await;
+    let client = server.client_as(me());
+    for number in ["1", "2", "3"] {
+        let reference = number.parse().unwrap();
+        let error = client
+            .clone()
+            .head_manifest(&repository(), &reference)
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason(), "AuthenticationFailed");
+        assert!(error.to_string().contains(&format!(":{number}")), "{error}");
+    }
+    let logins = server
+        .seen()
+        .iter()
+        .filter(|seen| seen.authorization() == Some(BASIC))
+        .count();
+    assert_eq!(logins, 1);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_sent_once_to_a_token_service() {
     let server = with_tokens(|_| status(401)).await;
     let client = server.client_as(me());
-    for logins in [1, 2] {
+    for _ in 0..2 {
         let error = client
             .head_manifest(&repository(), &tag())
             .await
             .unwrap_err();
         assert_eq!(error.reason(), "AuthenticationFailed");
         assert!(!error.to_string().contains("hunter2"));
-        assert_eq!(server.count("GET", "/token"), logins);
+        assert_eq!(server.count("GET", "/token"), 1);
     }
     let error = server
         .client()

@@ -141,7 +141,10 @@ fn add(
     contents.size += manifest.size();
     match manifest.parse() {
         Ok(Manifest::Image(image)) => {
-            for blob in image.blobs() {
+            let travelling = image
+                .blobs()
+                .filter(|blob| !blob.stays_with_its_publisher());
+            for blob in travelling {
                 if contents.blobs.contains_key(&blob.digest) {
                     continue;
                 }

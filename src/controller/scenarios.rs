@@ -22,11 +22,13 @@ use super::{
     events, fixtures,
     guard::Guarded,
     metrics::Metrics,
+    present::Scene,
     reconcile::{Book, Context, FINALIZER, after_failure, reconcile},
     schedule::Jitter,
     secrets::{ClusterSecrets, SecretSource as _},
     supervise::Supervisor,
     target::Target,
+    verdict::{RunOutcome, judge},
     writer::{StatusSink as _, StatusWriter, Written},
 };
 use crate::{
@@ -92,6 +94,7 @@ impl Call {
 /// An engine whose runs never end by themselves, and that tells when one is dropped.
 #[derive(Default)]
 struct Endless {
+    prepared: Arc<Mutex<u32>>,
     dropped: Arc<Mutex<u32>>,
 }
 
@@ -105,6 +108,7 @@ impl Drop for EndlessRun {
 
 impl Engine for Endless {
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
+        *self.prepared.lock().unwrap() += 1;
         assert_ne!(spec.interval.as_deref(), Some("13h"), "unlucky");
         if spec.destinations.is_empty() {
             return Err(fixtures::failure(Class::Config));
@@ -147,6 +151,7 @@ impl Prepared for EndlessRun {
 struct Bed {
     context: Arc<Context>,
     handle: Handle,
+    specs_prepared: Arc<Mutex<u32>>,
     runs_dropped: Arc<Mutex<u32>>,
 }
 
@@ -154,6 +159,7 @@ fn bed() -> Bed {
     let (client, handle) = server();
     let engine = Endless::default();
     let runs_dropped = Arc::clone(&engine.dropped);
+    let specs_prepared = Arc::clone(&engine.prepared);
     let metrics = Metrics::default();
     let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
     let secrets = Arc::new(ClusterSecrets::new(client.clone()));
@@ -172,6 +178,7 @@ fn bed() -> Bed {
     Bed {
         context,
         handle,
+        specs_prepared,
         runs_dropped,
     }
 }
@@ -332,6 +339,51 @@ async fn a_spec_that_becomes_wrong_stops_the_copy() {
             .is_none()
     );
     assert_eq!(status(&bed).observed_generation, 2);
+}
+
+#[tokio::test]
+async fn a_spec_is_judged_once_however_often_it_is_looked_at() {
+    let mut bed = bed();
+    for _ in 0..3 {
+        look(&mut bed, object(), nobody).await.unwrap();
+    }
+    assert_eq!(*bed.specs_prepared.lock().unwrap(), 1);
+    for (generation, uid) in [(2, "uid-1"), (2, "uid-2")] {
+        let mut mirror = fixtures::mirror();
+        mirror.metadata.generation = Some(generation);
+        mirror.metadata.uid = Some(uid.to_owned());
+        let edited = Guarded::Valid(Box::new(mirror));
+        look(&mut bed, edited, nobody).await.unwrap();
+    }
+    assert_eq!(*bed.specs_prepared.lock().unwrap(), 3);
+}
+
+/// Operator rules S3 and G2, over a restart.
+#[tokio::test]
+async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict() {
+    let mut bed = bed();
+    let verdict = judge(
+        &RunOutcome::Reported(fixtures::report(&[&[None]])),
+        &["a".to_owned()],
+        0,
+    );
+    let scene = Scene {
+        base: &ImageMirrorStatus::default(),
+        generation: 1,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    let standing = scene.concluded(&verdict, false, None);
+    for generation in [1, 2] {
+        let mut mirror = fixtures::mirror();
+        mirror.metadata.generation = Some(generation);
+        mirror.status = Some(standing.clone());
+        let object = Guarded::Valid(Box::new(mirror));
+        look(&mut bed, object, nobody).await.unwrap();
+        let status = status(&bed);
+        assert_eq!(status.observed_generation, generation);
+        assert_eq!(status.ready.as_deref(), Some("True"));
+        assert_eq!(status.synced.as_deref(), Some("1/1"));
+    }
 }
 
 /// Operator rule K23.

@@ -500,6 +500,23 @@ async fn a_status_is_applied_whole_under_our_one_name() {
 }
 
 #[tokio::test]
+async fn a_status_that_lands_on_a_later_object_is_known_to_be_astray() {
+    let (client, mut handle) = server();
+    let sink = ClusterStatuses {
+        client,
+        watches: Watches::default(),
+    };
+    let write = sink.write(Target::of(&object()).unwrap(), ImageMirrorStatus::default());
+    let (written, ()) = tokio::join!(write, async {
+        let mut later = fixtures::mirror();
+        later.metadata.uid = Some("uid-2".to_owned());
+        let later = serde_json::to_value(later).unwrap();
+        Call::next(&mut handle).await.answer(200, &later);
+    });
+    assert_eq!(written, Written::Astray);
+}
+
+#[tokio::test]
 async fn a_missing_crd_is_told_with_the_command_that_installs_it() {
     let (client, mut handle) = server();
     let (result, ()) = tokio::join!(check_served(&client, None), async {

@@ -632,9 +632,17 @@ mod tests {
         }
         assert_eq!(bed.running.load(Ordering::SeqCst), 0);
         // Nothing is kept of names that are gone.
-        bed.start("b", "k", false).await;
-        let turns = bed.supervisor.turns.lock().unwrap();
-        assert_eq!(turns.len(), 1);
+        let wait = async {
+            loop {
+                bed.settle().await;
+                drop(bed.supervisor.turn_of(&name("b")));
+                if bed.supervisor.turns.lock().unwrap().len() == 1 {
+                    break;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        assert!(waited.is_ok(), "{:?}", bed.supervisor.turns);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{Client, Resource as _, client::Body, runtime::controller::Action};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower_test::mock;
 
 use super::{
@@ -29,6 +33,7 @@ use super::{
     supervise::Supervisor,
     target::Target,
     verdict::{RunOutcome, judge},
+    watch::open_watches,
     writer::{StatusSink as _, StatusWriter, Written},
 };
 use crate::{
@@ -94,7 +99,7 @@ impl Call {
 /// An engine whose runs never end by themselves, and that tells when one is dropped.
 #[derive(Default)]
 struct Endless {
-    prepared: Arc<Mutex<u32>>,
+    prepared: Arc<AtomicU32>,
     dropped: Arc<Mutex<u32>>,
 }
 
@@ -108,7 +113,7 @@ impl Drop for EndlessRun {
 
 impl Engine for Endless {
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
-        *self.prepared.lock().unwrap() += 1;
+        self.prepared.fetch_add(1, Ordering::SeqCst);
         assert_ne!(spec.interval.as_deref(), Some("13h"), "unlucky");
         if spec.destinations.is_empty() {
             return Err(fixtures::failure(Class::Config));
@@ -151,7 +156,7 @@ impl Prepared for EndlessRun {
 struct Bed {
     context: Arc<Context>,
     handle: Handle,
-    specs_prepared: Arc<Mutex<u32>>,
+    specs_prepared: Arc<AtomicU32>,
     runs_dropped: Arc<Mutex<u32>>,
 }
 
@@ -299,6 +304,53 @@ async fn a_deleted_mirror_loses_its_copy_and_then_our_finalizer() {
     assert!(bed.context.writer.current(&target).is_none());
 }
 
+/// Somebody took our finalizer away by hand, so no look comes before the end.
+#[tokio::test]
+async fn a_mirror_that_vanishes_is_forgotten_at_once_and_its_copy_stopped() {
+    let Bed {
+        context,
+        mut handle,
+        ..
+    } = bed();
+    let (_watches, mut intakes) = open_watches(vec![None]);
+    let stop = CancellationToken::new();
+    let intake = intakes
+        .remove(0)
+        .run(context.client.clone(), Arc::clone(&context), stop.clone());
+    let target = Target::of(&object()).unwrap();
+    let until = async |wanted: bool| {
+        let known = || context.writer.current(&target).is_some();
+        let wait = async {
+            while known() != wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Sooner than the next tick, which would find out as well.
+        let waited = tokio::time::timeout(Duration::from_secs(3), wait).await;
+        assert!(waited.is_ok(), "known: {}", known());
+    };
+    let play = async {
+        let mut mirror = fixtures::mirror();
+        mirror.metadata.resource_version = Some("1".to_owned());
+        let list = json!({"metadata": {"resourceVersion": "1"}, "items": [&mirror]});
+        Call::next(&mut handle).await.answer(200, &list);
+        let watch = Call::next(&mut handle).await;
+        until(true).await;
+        watch.answer(200, &json!({"type": "DELETED", "object": &mirror}));
+        until(false).await;
+        let run = context
+            .supervisor
+            .inspect(&target.name, std::time::Instant::now());
+        assert!(run.is_none());
+        stop.cancel();
+    };
+    // The next watch finds nobody.
+    tokio::select! {
+        () = intake => panic!("the watch ended by itself"),
+        () = play => {}
+    }
+}
+
 #[tokio::test]
 async fn a_malformed_mirror_is_told_which_field_is_wrong_and_can_be_deleted() {
     let mut bed = bed();
@@ -347,7 +399,7 @@ async fn a_spec_is_judged_once_however_often_it_is_looked_at() {
     for _ in 0..3 {
         look(&mut bed, object(), nobody).await.unwrap();
     }
-    assert_eq!(*bed.specs_prepared.lock().unwrap(), 1);
+    assert_eq!(bed.specs_prepared.load(Ordering::SeqCst), 1);
     for (generation, uid) in [(2, "uid-1"), (2, "uid-2")] {
         let mut mirror = fixtures::mirror();
         mirror.metadata.generation = Some(generation);
@@ -355,7 +407,7 @@ async fn a_spec_is_judged_once_however_often_it_is_looked_at() {
         let edited = Guarded::Valid(Box::new(mirror));
         look(&mut bed, edited, nobody).await.unwrap();
     }
-    assert_eq!(*bed.specs_prepared.lock().unwrap(), 3);
+    assert_eq!(bed.specs_prepared.load(Ordering::SeqCst), 3);
 }
 
 /// Operator rules S3 and G2, over a restart.

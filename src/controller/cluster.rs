@@ -142,11 +142,20 @@ impl StatusSink for ClusterStatuses {
             let patch = Patch::Apply(&body);
             let write = api.patch_status(&target.name.name, &parameters, &patch);
             match within(WRITE_LIMIT, write).await {
-                Ok(_) => Written::Succeeded,
+                Ok(object) if is(&object, &target) => Written::Succeeded,
+                Ok(_) => {
+                    tracing::warn!(mirror = %target.name, "it was replaced while its status was written");
+                    Written::Astray
+                }
                 Err(error) => refused(&target.name, error),
             }
         })
     }
+}
+
+/// Whether the object that was written to is the one that was meant.
+fn is(object: &Guarded, target: &Target) -> bool {
+    object.meta().uid.as_deref() == Some(&target.uid)
 }
 
 fn refused(name: &Name, error: CallError) -> Written {

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
 
 use crate::api::{
     ImageMirrorStatus,
@@ -11,9 +14,12 @@ use crate::api::{
 };
 
 use super::{
-    schedule::{Jitter, Next, next_run},
+    schedule::{Jitter, Next, failures_behind, next_run},
     verdict::PROGRESSING_WITH_RETRY,
 };
+
+/// How far clocks may differ before they count as wrong.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_mins(1);
 
 /// What is remembered of the last run of a mirror. Lost at a restart; the status then says what is needed.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,12 +28,28 @@ pub(super) struct Memory {
     pub(super) uid: String,
     /// What was copied.
     pub(super) run_key: String,
-    /// When to look again, and why.
+    /// Why to look again.
     pub(super) next: Next,
     /// When it ended.
-    pub(super) ended: Timestamp,
+    ended: Timestamp,
     /// The random number of its pause; kept, so that the same question has the same answer.
-    pub(super) sample: f64,
+    sample: f64,
+    /// The interval that `at` was reckoned with.
+    interval: Option<Duration>,
+    /// When to look again.
+    at: Option<Timestamp>,
+}
+
+impl Memory {
+    /// When to look again with this interval, which may have been edited meanwhile.
+    pub(super) fn at(&self, interval: Option<Duration>, jitter: Jitter) -> Option<Timestamp> {
+        match self.next {
+            Next::Interval | Next::Outside if self.interval != interval => {
+                next_run(self.next, interval, self.ended, jitter, self.sample)
+            }
+            _ => self.at,
+        }
+    }
 }
 
 /// A run that exists.
@@ -84,17 +106,10 @@ impl Facts<'_> {
                 Step::Watch
             };
         }
-        let memory = self
-            .memory
-            .filter(|memory| memory.uid == self.uid && memory.run_key == self.run_key);
-        let next = match memory {
-            Some(memory) => next_run(
-                memory.next,
-                self.interval,
-                memory.ended,
-                self.jitter,
-                memory.sample,
-            ),
+        let next = match self.own_memory() {
+            // What was reckoned from a clock that was set back is wrong, perhaps by years.
+            Some(memory) if self.is_ahead(memory.ended) => return Step::Start { again: true },
+            Some(memory) => memory.at(self.interval, self.jitter),
             None => match self.verdict_of_status() {
                 Standing::Nothing => return Step::Start { again: false },
                 Standing::Void => return Step::Start { again: true },
@@ -107,18 +122,79 @@ impl Facts<'_> {
         }
     }
 
+    /// What is to be remembered of a run that ends now.
+    pub(super) fn remember(&self, next: Next, sample: f64) -> Memory {
+        Memory {
+            uid: self.uid.to_owned(),
+            run_key: self.run_key.to_owned(),
+            next,
+            ended: self.now,
+            sample,
+            interval: self.interval,
+            at: next_run(next, self.interval, self.now, self.jitter, sample),
+        }
+    }
+
+    /// What the status tells of the last run, where nothing else does. Once remembered, it outlives an edit that asks for
+    /// the same copies (operator rules S3 and G2); the status itself is of no use then, since it does not hold the key.
+    pub(super) fn recall(&self, sample: f64) -> Option<Memory> {
+        let nothing_known = self.run.is_none() && self.own_memory().is_none();
+        if !nothing_known || self.verdict_of_status() != Standing::Counts {
+            return None;
+        }
+        let time = |time: &Option<Time>| time.as_ref().map(|time| time.0);
+        let ended = time(&self.status.last_sync_time).unwrap_or(self.now);
+        let stated = time(&self.status.next_sync_time);
+        let conditions = &self.status.conditions;
+        let next = if find(conditions, READY).is_some_and(|ready| ready.status == "True") {
+            Next::Interval
+        } else if find(conditions, STALLED).is_some() {
+            Next::Outside
+        } else {
+            let pause = stated.map_or(SignedDuration::ZERO, |at| at.duration_since(ended));
+            let failures = failures_behind(pause.max(SignedDuration::ZERO).unsigned_abs());
+            Next::backoff(failures, Duration::ZERO)
+        };
+        let reckoned = next_run(next, self.interval, ended, self.jitter, sample);
+        Some(Memory {
+            uid: self.uid.to_owned(),
+            run_key: self.run_key.to_owned(),
+            next,
+            ended,
+            sample,
+            interval: self.interval,
+            // What was promised stands; what was reckoned may differ by the jitter.
+            at: stated.or(reckoned),
+        })
+    }
+
+    /// What is remembered of this object and these copies.
+    fn own_memory(&self) -> Option<&Memory> {
+        self.memory
+            .filter(|memory| memory.uid == self.uid && memory.run_key == self.run_key)
+    }
+
+    /// Whether this time lies in the future by more than clocks may differ.
+    fn is_ahead(&self, time: Timestamp) -> bool {
+        time.duration_since(self.now) > CLOCK_SLACK
+    }
+
     /// What a status that was written before a restart is worth.
     fn verdict_of_status(&self) -> Standing {
         let conditions = &self.status.conditions;
+        let ended = self.status.last_sync_time.as_ref().map(|time| time.0);
         let judged = self.status.observed_generation == self.generation
             && find(conditions, READY).is_some_and(|ready| ready.status != "Unknown");
         // A newer operator may know better.
-        let given_up = find(conditions, STALLED).is_some() && self.status.next_sync_time.is_none();
+        let given_up = find(conditions, READY).is_some_and(|ready| ready.status != "True")
+            && self.status.next_sync_time.is_none();
         let interrupted = find(conditions, RECONCILING)
             .is_some_and(|reconciling| reconciling.reason != PROGRESSING_WITH_RETRY);
         match judged {
             false => Standing::Nothing,
-            true if given_up || interrupted => Standing::Void,
+            true if given_up || interrupted || ended.is_some_and(|ended| self.is_ahead(ended)) => {
+                Standing::Void
+            }
             true => Standing::Counts,
         }
     }
@@ -186,14 +262,18 @@ mod tests {
         }
     }
 
+    /// Of a run that ended at 0, with an interval of an hour.
     fn memory(next: Next) -> Memory {
-        Memory {
-            uid: "u".to_owned(),
-            run_key: "k".to_owned(),
-            next,
-            ended: at(0),
-            sample: 0.5,
-        }
+        let status = ImageMirrorStatus::default();
+        let facts = Facts {
+            now: at(0),
+            ..facts(&status, None)
+        };
+        facts.remember(next, 0.5)
+    }
+
+    fn back_off(failures: u32) -> Next {
+        Next::backoff(failures, Duration::ZERO)
     }
 
     #[test]
@@ -226,8 +306,8 @@ mod tests {
             (Next::Interval, Some(60), Step::Start { again: true }),
             (Next::Interval, None, Step::Rest(None)),
             (Next::Outside, Some(3600), Step::Rest(Some(at(600)))),
-            (Next::Backoff(1), Some(3600), Step::Start { again: true }),
-            (Next::Backoff(5), Some(3600), Step::Rest(Some(at(160)))),
+            (back_off(1), Some(3600), Step::Start { again: true }),
+            (back_off(5), Some(3600), Step::Rest(Some(at(160)))),
             (Next::SpecChange, Some(60), Step::Rest(None)),
         ] {
             let memory = memory(next);
@@ -245,7 +325,7 @@ mod tests {
     #[test]
     fn triggers_during_a_backoff_change_nothing() {
         let status = ImageMirrorStatus::default();
-        let memory = memory(Next::Backoff(5));
+        let memory = memory(back_off(5));
         let facts = facts(&status, Some(&memory));
         for _ in 0..10 {
             assert_eq!(facts.step(), Step::Rest(Some(at(160))));
@@ -356,6 +436,88 @@ mod tests {
                 ..facts(&status, None)
             };
             assert_eq!(facts.step(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_edit_of_the_interval_after_a_restart_asks_for_no_copy() {
+        let reported = |class| RunOutcome::Reported(fixtures::report(&[&[class]]));
+        for (name, class, stated, interval, expected) in [
+            ("ready", None, Some(3700), Some(7200), Some(7200)),
+            ("same interval", None, Some(3700), Some(3600), Some(3700)),
+            ("once", None, Some(3700), None, None),
+            ("no longer once", None, None, Some(7200), Some(7200)),
+            ("stalled", Some(Class::Auth), Some(610), Some(60), Some(60)),
+            (
+                "backing off",
+                Some(Class::Network),
+                Some(165),
+                Some(60),
+                Some(165),
+            ),
+        ] {
+            let status = concluded(&reported(class), stated);
+            let before = Facts {
+                interval: stated.map(|_| Duration::from_hours(1)),
+                now: at(30),
+                ..facts(&status, None)
+            };
+            let memory = before.recall(0.5).unwrap();
+            let after = Facts {
+                interval: interval.map(Duration::from_secs),
+                generation: 2,
+                now: at(40),
+                ..facts(&status, Some(&memory))
+            };
+            assert_eq!(after.step(), Step::Rest(expected.map(at)), "{name}");
+            assert_eq!(after.recall(0.5), None, "{name}: known already");
+        }
+    }
+
+    #[test]
+    fn a_backoff_goes_on_where_it_was_after_a_restart() {
+        let failed = RunOutcome::Reported(fixtures::report(&[&[Some(Class::Network)]]));
+        let status = concluded(&failed, Some(162));
+        let memory = facts(&status, None).recall(0.5).unwrap();
+        assert_eq!(memory.next, back_off(5));
+    }
+
+    #[test]
+    fn nothing_is_recalled_of_a_status_that_does_not_count() {
+        let failed = RunOutcome::Reported(fixtures::report(&[&[Some(Class::Config)]]));
+        let given_up = concluded(&failed, None);
+        let ready = concluded(&RunOutcome::Reported(fixtures::report(&[&[None]])), None);
+        for (status, generation) in [
+            (&ImageMirrorStatus::default(), 1),
+            (&given_up, 1),
+            (&ready, 2),
+        ] {
+            let facts = Facts {
+                generation,
+                ..facts(status, None)
+            };
+            assert_eq!(facts.recall(0.5), None, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_put_a_mirror_to_sleep() {
+        let status = concluded(
+            &RunOutcome::Reported(fixtures::report(&[&[None]])),
+            Some(3600),
+        );
+        let memory = memory(Next::Interval);
+        for memory in [None, Some(&memory)] {
+            for (now, expected) in [
+                (-30, Step::Rest(Some(at(3600)))),
+                (-86_400, Step::Start { again: true }),
+            ] {
+                let facts = Facts {
+                    now: at(now),
+                    ..facts(&status, memory)
+                };
+                assert_eq!(facts.step(), expected, "{now}");
+            }
         }
     }
 }

@@ -33,11 +33,13 @@ mod writer;
 
 use std::{
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::task::JoinSet;
@@ -54,7 +56,7 @@ use reconcile::{Book, Context};
 use schedule::Jitter;
 use secrets::ClusterSecrets;
 use signals::Signals;
-use supervise::Supervisor;
+use supervise::{Supervisor, panic_text};
 use target::Name;
 use writer::StatusWriter;
 
@@ -213,7 +215,6 @@ async fn supervise(
         Some(part) = intaking.join_next() => Some(part),
     };
     if let Some(part) = ended {
-        // A part that panicked has said so on its way out.
         let part = part.unwrap_or("a part of the operator");
         return Err(Error::PartEnded { part });
     }
@@ -232,12 +233,32 @@ async fn supervise(
     }
 }
 
+/// The name of a part that ended, by itself or by a panic: an operator without it must not stay "ready".
 async fn named(name: &'static str, part: impl Future<Output = ()>) -> &'static str {
-    part.await;
+    // Nothing of the part is used afterwards: the process ends.
+    if let Err(panic) = AssertUnwindSafe(part).catch_unwind().await {
+        tracing::error!("{name} ended by a bug: {}", panic_text(&*panic));
+    }
     name
 }
 
 /// Statuses hold whole seconds; a finer clock would make what was written differ from what is compared with it.
 fn whole_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panics_is_known_by_its_name() {
+        for panics in [false, true] {
+            let mut parts = JoinSet::new();
+            parts.spawn(named("the writer", async move {
+                assert!(!panics, "index out of bounds");
+            }));
+            assert_eq!(parts.join_next().await.unwrap().unwrap(), "the writer");
+        }
+    }
 }

@@ -37,7 +37,7 @@ use super::{
     guard::Guarded,
     metrics::Metrics,
     present::{Going, Scene},
-    schedule::{Jitter, Next, backoff, next_run},
+    schedule::{Jitter, Next, backoff},
     supervise::{Order, Snapshot, Stage, Supervisor, panic_text},
     target::{Name, Target},
     verdict::judge,
@@ -74,8 +74,29 @@ pub(super) struct Context {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     runs: Mutex<HashMap<Name, Memory>>,
+    /// What was judged of each spec: the look of every tick needs no more, and judging thousands of images is work.
+    briefs: Mutex<HashMap<Name, Brief>>,
     /// Looks in a row that failed at the API server.
     failures: Mutex<HashMap<Name, u32>>,
+}
+
+/// What of a spec decides whether and when it is carried out.
+#[derive(Debug, Clone)]
+struct Brief {
+    /// Whose spec; with the generation, which.
+    uid: String,
+    generation: i64,
+    run_key: String,
+    interval: Option<Duration>,
+    images: usize,
+}
+
+/// A spec that is right.
+struct Judged<'a> {
+    mirror: &'a ImageMirror,
+    brief: Brief,
+    /// Where it was judged just now.
+    prepared: Option<Box<dyn Prepared>>,
 }
 
 /// The controller's entry point.
@@ -173,6 +194,7 @@ impl Context {
     fn forget_all_but_run(&self, name: &Name) {
         self.writer.forget(name);
         lock(&self.book.runs).remove(name);
+        lock(&self.book.briefs).remove(name);
         lock(&self.book.failures).remove(name);
     }
 
@@ -189,11 +211,10 @@ impl Context {
             generation: object.meta().generation.unwrap_or(1),
             now: (self.now)(),
         };
-        let judged = match object {
+        let outcome = match object {
             Guarded::Valid(mirror) => self
-                .engine
-                .prepare(&mirror.spec)
-                .map(|prepared| (mirror, prepared)),
+                .judge(target, mirror, scene.generation)
+                .and_then(|judged| self.supervise(target, judged, &scene)),
             Guarded::Malformed(malformed) => Err(Failure {
                 retry_after: None,
                 reason: "InvalidSpec",
@@ -201,14 +222,12 @@ impl Context {
                 message: malformed.problem.clone(),
             }),
         };
-        let (status, action) = match judged {
-            Ok((mirror, prepared)) => self.supervise(target, mirror, prepared, &scene),
-            Err(failure) => {
-                self.supervisor.discard(&target.name);
-                lock(&self.book.runs).remove(&target.name);
-                (scene.invalid(&failure), Action::await_change())
-            }
-        };
+        let (status, action) = outcome.unwrap_or_else(|failure| {
+            self.supervisor.discard(&target.name);
+            lock(&self.book.runs).remove(&target.name);
+            lock(&self.book.briefs).remove(&target.name);
+            (scene.invalid(&failure), Action::await_change())
+        });
         if let Some(announcement) = transition(&base, &status) {
             self.events.announce(target, announcement);
         }
@@ -216,45 +235,90 @@ impl Context {
         action
     }
 
+    /// Judges a spec, once per generation.
+    fn judge<'a>(
+        &self,
+        target: &Target,
+        mirror: &'a ImageMirror,
+        generation: i64,
+    ) -> Result<Judged<'a>, Failure> {
+        let known = lock(&self.book.briefs)
+            .get(&target.name)
+            .filter(|brief| brief.uid == target.uid && brief.generation == generation)
+            .cloned();
+        if let Some(brief) = known {
+            return Ok(Judged {
+                mirror,
+                brief,
+                prepared: None,
+            });
+        }
+        let prepared = self.engine.prepare(&mirror.spec)?;
+        let brief = Brief {
+            uid: target.uid.clone(),
+            generation,
+            run_key: prepared.run_key(),
+            interval: prepared.interval(),
+            images: prepared.image_count(),
+        };
+        lock(&self.book.briefs).insert(target.name.clone(), brief.clone());
+        Ok(Judged {
+            mirror,
+            brief,
+            prepared: Some(prepared),
+        })
+    }
+
     /// Starts, watches or judges the run of a mirror whose spec is right.
     fn supervise(
         &self,
         target: &Target,
-        mirror: &ImageMirror,
-        prepared: Box<dyn Prepared>,
+        judged: Judged<'_>,
         scene: &Scene<'_>,
-    ) -> (ImageMirrorStatus, Action) {
+    ) -> Result<(ImageMirrorStatus, Action), Failure> {
+        let Judged {
+            mirror,
+            brief,
+            prepared,
+        } = judged;
         let run = self.supervisor.inspect(&target.name, Instant::now());
         let memory = lock(&self.book.runs).get(&target.name).cloned();
-        let (run_key, interval) = (prepared.run_key(), prepared.interval());
-        let facts = Facts {
+        let mut facts = Facts {
             uid: &target.uid,
-            run_key: &run_key,
+            run_key: &brief.run_key,
             generation: scene.generation,
-            interval,
+            interval: brief.interval,
             now: scene.now,
             jitter: self.jitter,
             run: run.as_ref().map(Snapshot::view),
             memory: memory.as_ref(),
             status: scene.base,
         };
-        match (facts.step(), run) {
+        let recalled = facts.recall((self.sample)());
+        if let Some(recalled) = &recalled {
+            lock(&self.book.runs).insert(target.name.clone(), recalled.clone());
+            facts.memory = Some(recalled);
+        }
+        Ok(match (facts.step(), &run) {
             (Step::Start { again }, _) => {
+                let prepared = match prepared {
+                    Some(prepared) => prepared,
+                    None => self.engine.prepare(&mirror.spec)?,
+                };
                 if !again {
                     lock(&self.book.runs).remove(&target.name);
                 }
-                let images = prepared.image_count();
                 self.supervisor.start(Order {
                     target: target.clone(),
                     prepared,
                     again,
                 });
                 let run = self.supervisor.inspect(&target.name, Instant::now());
-                watched(scene, again, images, run.as_ref())
+                watched(scene, again, brief.images, run.as_ref())
             }
             (Step::Conclude, Some(run)) => {
                 let Some(outcome) = self.supervisor.take_finished(&target.name) else {
-                    return watched(scene, run.again, run.images, Some(&run));
+                    return Ok(watched(scene, run.again, run.images, Some(run)));
                 };
                 let names: Vec<String> = mirror
                     .spec
@@ -262,38 +326,26 @@ impl Context {
                     .iter()
                     .map(|destination| destination.name.clone())
                     .collect();
-                let failed_before = match memory {
+                let failed_before = match facts.memory {
                     Some(Memory {
-                        next: Next::Backoff(count),
+                        next: Next::Backoff { failures, .. },
                         ..
-                    }) => count,
+                    }) => *failures,
                     _ => 0,
                 };
                 let verdict = judge(&outcome, &names, failed_before);
-                let memory = Memory {
-                    uid: target.uid.clone(),
-                    run_key,
-                    next: verdict.next,
-                    ended: scene.now,
-                    sample: (self.sample)(),
-                };
-                let next = next_run(
-                    memory.next,
-                    interval,
-                    memory.ended,
-                    self.jitter,
-                    memory.sample,
-                );
+                let memory = facts.remember(verdict.next, (self.sample)());
+                let next = memory.at(brief.interval, self.jitter);
                 lock(&self.book.runs).insert(target.name.clone(), memory);
                 let status = scene.concluded(&verdict, run.again, next);
                 (status, at(next, scene.now))
             }
             (Step::Watch | Step::Conclude, run) => {
                 let again = run.as_ref().is_some_and(|run| run.again);
-                watched(scene, again, prepared.image_count(), run.as_ref())
+                watched(scene, again, brief.images, run.as_ref())
             }
             (Step::Rest(next), _) => (scene.at_rest(next.map(Time)), at(next, scene.now)),
-        }
+        })
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{Client, Resource as _, client::Body, runtime::controller::Action};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use tower_test::mock;
 
 use super::{
@@ -22,11 +26,14 @@ use super::{
     events, fixtures,
     guard::Guarded,
     metrics::Metrics,
+    present::Scene,
     reconcile::{Book, Context, FINALIZER, after_failure, reconcile},
     schedule::Jitter,
     secrets::{ClusterSecrets, SecretSource as _},
     supervise::Supervisor,
     target::Target,
+    verdict::{RunOutcome, judge},
+    watch::open_watches,
     writer::{StatusSink as _, StatusWriter, Written},
 };
 use crate::{
@@ -92,6 +99,7 @@ impl Call {
 /// An engine whose runs never end by themselves, and that tells when one is dropped.
 #[derive(Default)]
 struct Endless {
+    prepared: Arc<AtomicU32>,
     dropped: Arc<Mutex<u32>>,
 }
 
@@ -105,6 +113,7 @@ impl Drop for EndlessRun {
 
 impl Engine for Endless {
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
+        self.prepared.fetch_add(1, Ordering::SeqCst);
         assert_ne!(spec.interval.as_deref(), Some("13h"), "unlucky");
         if spec.destinations.is_empty() {
             return Err(fixtures::failure(Class::Config));
@@ -147,6 +156,7 @@ impl Prepared for EndlessRun {
 struct Bed {
     context: Arc<Context>,
     handle: Handle,
+    specs_prepared: Arc<AtomicU32>,
     runs_dropped: Arc<Mutex<u32>>,
 }
 
@@ -154,6 +164,7 @@ fn bed() -> Bed {
     let (client, handle) = server();
     let engine = Endless::default();
     let runs_dropped = Arc::clone(&engine.dropped);
+    let specs_prepared = Arc::clone(&engine.prepared);
     let metrics = Metrics::default();
     let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
     let secrets = Arc::new(ClusterSecrets::new(client.clone()));
@@ -172,6 +183,7 @@ fn bed() -> Bed {
     Bed {
         context,
         handle,
+        specs_prepared,
         runs_dropped,
     }
 }
@@ -292,6 +304,53 @@ async fn a_deleted_mirror_loses_its_copy_and_then_our_finalizer() {
     assert!(bed.context.writer.current(&target).is_none());
 }
 
+/// Somebody took our finalizer away by hand, so no look comes before the end.
+#[tokio::test]
+async fn a_mirror_that_vanishes_is_forgotten_at_once_and_its_copy_stopped() {
+    let Bed {
+        context,
+        mut handle,
+        ..
+    } = bed();
+    let (_watches, mut intakes) = open_watches(vec![None]);
+    let stop = CancellationToken::new();
+    let intake = intakes
+        .remove(0)
+        .run(context.client.clone(), Arc::clone(&context), stop.clone());
+    let target = Target::of(&object()).unwrap();
+    let until = async |wanted: bool| {
+        let known = || context.writer.current(&target).is_some();
+        let wait = async {
+            while known() != wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Sooner than the next tick, which would find out as well.
+        let waited = tokio::time::timeout(Duration::from_secs(3), wait).await;
+        assert!(waited.is_ok(), "known: {}", known());
+    };
+    let play = async {
+        let mut mirror = fixtures::mirror();
+        mirror.metadata.resource_version = Some("1".to_owned());
+        let list = json!({"metadata": {"resourceVersion": "1"}, "items": [&mirror]});
+        Call::next(&mut handle).await.answer(200, &list);
+        let watch = Call::next(&mut handle).await;
+        until(true).await;
+        watch.answer(200, &json!({"type": "DELETED", "object": &mirror}));
+        until(false).await;
+        let run = context
+            .supervisor
+            .inspect(&target.name, std::time::Instant::now());
+        assert!(run.is_none());
+        stop.cancel();
+    };
+    // The next watch finds nobody.
+    tokio::select! {
+        () = intake => panic!("the watch ended by itself"),
+        () = play => {}
+    }
+}
+
 #[tokio::test]
 async fn a_malformed_mirror_is_told_which_field_is_wrong_and_can_be_deleted() {
     let mut bed = bed();
@@ -332,6 +391,51 @@ async fn a_spec_that_becomes_wrong_stops_the_copy() {
             .is_none()
     );
     assert_eq!(status(&bed).observed_generation, 2);
+}
+
+#[tokio::test]
+async fn a_spec_is_judged_once_however_often_it_is_looked_at() {
+    let mut bed = bed();
+    for _ in 0..3 {
+        look(&mut bed, object(), nobody).await.unwrap();
+    }
+    assert_eq!(bed.specs_prepared.load(Ordering::SeqCst), 1);
+    for (generation, uid) in [(2, "uid-1"), (2, "uid-2")] {
+        let mut mirror = fixtures::mirror();
+        mirror.metadata.generation = Some(generation);
+        mirror.metadata.uid = Some(uid.to_owned());
+        let edited = Guarded::Valid(Box::new(mirror));
+        look(&mut bed, edited, nobody).await.unwrap();
+    }
+    assert_eq!(bed.specs_prepared.load(Ordering::SeqCst), 3);
+}
+
+/// Operator rules S3 and G2, over a restart.
+#[tokio::test]
+async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict() {
+    let mut bed = bed();
+    let verdict = judge(
+        &RunOutcome::Reported(fixtures::report(&[&[None]])),
+        &["a".to_owned()],
+        0,
+    );
+    let scene = Scene {
+        base: &ImageMirrorStatus::default(),
+        generation: 1,
+        now: Timestamp::UNIX_EPOCH,
+    };
+    let standing = scene.concluded(&verdict, false, None);
+    for generation in [1, 2] {
+        let mut mirror = fixtures::mirror();
+        mirror.metadata.generation = Some(generation);
+        mirror.status = Some(standing.clone());
+        let object = Guarded::Valid(Box::new(mirror));
+        look(&mut bed, object, nobody).await.unwrap();
+        let status = status(&bed);
+        assert_eq!(status.observed_generation, generation);
+        assert_eq!(status.ready.as_deref(), Some("True"));
+        assert_eq!(status.synced.as_deref(), Some("1/1"));
+    }
 }
 
 /// Operator rule K23.
@@ -445,6 +549,23 @@ async fn a_status_is_applied_whole_under_our_one_name() {
         call.answer(200, &serde_json::to_value(fixtures::mirror()).unwrap());
     });
     assert_eq!(written, Written::Succeeded);
+}
+
+#[tokio::test]
+async fn a_status_that_lands_on_a_later_object_is_known_to_be_astray() {
+    let (client, mut handle) = server();
+    let sink = ClusterStatuses {
+        client,
+        watches: Watches::default(),
+    };
+    let write = sink.write(Target::of(&object()).unwrap(), ImageMirrorStatus::default());
+    let (written, ()) = tokio::join!(write, async {
+        let mut later = fixtures::mirror();
+        later.metadata.uid = Some("uid-2".to_owned());
+        let later = serde_json::to_value(later).unwrap();
+        Call::next(&mut handle).await.answer(200, &later);
+    });
+    assert_eq!(written, Written::Astray);
 }
 
 #[tokio::test]

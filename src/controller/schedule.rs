@@ -12,6 +12,10 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 /// Longest pause after failures that time mends.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(10);
 
+/// The longest pause that a registry may ask for: quotas are counted by the hour or the day, and a date that is years away
+/// is an error.
+const LONGEST_ASKED: Duration = Duration::from_hours(24);
+
 /// Why a mirror is looked at again, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
@@ -19,10 +23,25 @@ pub(super) enum Next {
     Interval,
     /// After the interval, but within ten minutes: the cause lies outside the spec.
     Outside,
-    /// Soon, with growing pauses: the cause goes away by itself. Counts the failures in a row.
-    Backoff(u32),
+    /// Soon, with growing pauses: the cause goes away by itself.
+    Backoff {
+        /// Failures in a row.
+        failures: u32,
+        /// The pause that the other side asked for; it is not asked again before.
+        asked: Duration,
+    },
     /// At the next change of the spec.
     SpecChange,
+}
+
+impl Next {
+    /// After the growing pause of so many failures in a row, or the one that was asked for if that is longer.
+    pub(super) fn backoff(failures: u32, asked: Duration) -> Self {
+        Self::Backoff {
+            failures,
+            asked: asked.min(LONGEST_ASKED),
+        }
+    }
 }
 
 /// The share by which pauses differ at random, so that mirrors made together do not ask together.
@@ -44,6 +63,11 @@ impl Jitter {
         let factor = 1.0 + self.share * (2.0 * sample.clamp(0.0, 1.0) - 1.0);
         Duration::try_from_secs_f64(pause.as_secs_f64() * factor).unwrap_or(pause)
     }
+
+    /// `pause`, moved like that but never shortened.
+    fn lengthen(self, pause: Duration, sample: f64) -> Duration {
+        pause.max(self.apply(pause, 0.5 + sample.clamp(0.0, 1.0) / 2.0))
+    }
 }
 
 /// When a mirror whose run ended at `ended` is looked at again; in whole seconds, as the status holds it.
@@ -55,12 +79,16 @@ pub(super) fn next_run(
     sample: f64,
 ) -> Option<Timestamp> {
     let pause = match next {
-        Next::Interval => interval?,
-        Next::Outside => interval.map_or(OUTSIDE_PAUSE, |interval| interval.min(OUTSIDE_PAUSE)),
-        Next::Backoff(failures) => backoff(failures),
+        Next::Interval => jitter.apply(interval?, sample),
+        Next::Outside => {
+            let pause = interval.map_or(OUTSIDE_PAUSE, |interval| interval.min(OUTSIDE_PAUSE));
+            jitter.apply(pause, sample)
+        }
+        Next::Backoff { failures, asked } => jitter
+            .apply(backoff(failures), sample)
+            .max(jitter.lengthen(asked, sample)),
         Next::SpecChange => return None,
     };
-    let pause = jitter.apply(pause, sample);
     let seconds = i64::try_from(pause.as_secs()).unwrap_or(i64::MAX).max(1);
     let at = ended
         .checked_add(SignedDuration::from_secs(seconds))
@@ -74,6 +102,15 @@ pub(super) fn backoff(failures: u32) -> Duration {
     FIRST_BACKOFF
         .saturating_mul(1 << doublings)
         .min(LONGEST_BACKOFF)
+}
+
+/// How many failures in a row made for this pause: what [`backoff`] would have given nearest to it.
+pub(super) fn failures_behind(pause: Duration) -> u32 {
+    let mut failures = 1;
+    while backoff(failures) < LONGEST_BACKOFF && pause > backoff(failures).mul_f64(1.5) {
+        failures += 1;
+    }
+    failures
 }
 
 #[cfg(test)]
@@ -93,6 +130,10 @@ mod tests {
         at.map(Timestamp::as_second)
     }
 
+    fn back_off(failures: u32, asked: u64) -> Next {
+        Next::backoff(failures, Duration::from_secs(asked))
+    }
+
     #[test]
     fn each_cause_has_its_pause() {
         for (next, interval, expected) in [
@@ -101,10 +142,14 @@ mod tests {
             (Next::Outside, Some(3600), Some(600)),
             (Next::Outside, Some(60), Some(60)),
             (Next::Outside, None, Some(600)),
-            (Next::Backoff(1), Some(3600), Some(10)),
-            (Next::Backoff(2), None, Some(20)),
-            (Next::Backoff(7), None, Some(600)),
-            (Next::Backoff(u32::MAX), None, Some(600)),
+            (back_off(1, 0), Some(3600), Some(10)),
+            (back_off(2, 0), None, Some(20)),
+            (back_off(7, 0), None, Some(600)),
+            (back_off(u32::MAX, 0), None, Some(600)),
+            (back_off(4, 30), None, Some(80)),
+            // What was asked for is drawn between it and 5 percent more.
+            (back_off(1, 3600), Some(60), Some(3690)),
+            (back_off(1, u64::MAX), None, Some(88_560)),
             (Next::SpecChange, Some(60), None),
         ] {
             assert_eq!(
@@ -122,6 +167,29 @@ mod tests {
             let interval = i64::try_from(interval).unwrap();
             prop_assert!(at * 100 >= interval * 95 - 100 && at * 100 <= interval * 105, "{at} for {interval}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_asked_before_the_pause_it_asked_for(
+            failures in 0_u32..20,
+            asked in 0_u64..86_400,
+            sample in 0.0_f64..1.0,
+        ) {
+            let at = seconds(back_off(failures, asked), Some(60), sample).unwrap();
+            prop_assert!(at >= i64::try_from(asked).unwrap(), "{at} for {asked}");
+        }
+    }
+
+    #[test]
+    fn the_failures_behind_a_pause_are_found_again() {
+        for failures in 1..=7 {
+            for percent in [95, 100, 105] {
+                let pause = backoff(failures) * percent / 100;
+                assert_eq!(failures_behind(pause), failures, "{pause:?}");
+            }
+        }
+        assert_eq!(failures_behind(Duration::from_hours(5)), 7);
     }
 
     #[test]

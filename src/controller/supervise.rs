@@ -2,13 +2,14 @@
 //! waits for a copy (operator rule K1).
 //!
 //! A mirror has at most one run, known by the object's uid and the key of what is copied. A run that is replaced or deleted
-//! is dropped at its next await; its successor begins when it is gone, so two never write the same thing.
+//! is dropped at its next await; its successor begins when it and all before it are gone, so two never write the same thing.
+//! For that each task holds the turn of its mirror's name until it is dropped, wherever that finds it.
 
 use std::{
     any::Any,
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -48,12 +49,17 @@ pub(super) struct Order {
 /// All runs.
 pub(super) struct Supervisor {
     runs: Mutex<HashMap<Name, Run>>,
+    /// Held by every task that may still write, known here by name for as long as there is one.
+    turns: Mutex<HashMap<Name, Weak<Turn>>>,
     slots: Arc<Semaphore>,
     tasks: TaskTracker,
     secrets: Arc<dyn SecretSource>,
     trigger: Trigger,
     metrics: Metrics,
 }
+
+/// Whoever holds it is the only one who copies for a mirror.
+type Turn = tokio::sync::Mutex<()>;
 
 struct Run {
     uid: String,
@@ -62,7 +68,8 @@ struct Run {
     images: usize,
     phase: Arc<Mutex<Phase>>,
     tracker: Tracker,
-    task: AbortOnDropHandle<()>,
+    /// Held, not used: the run is stopped when it is dropped.
+    _task: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
@@ -116,6 +123,7 @@ impl Supervisor {
     ) -> Self {
         Self {
             runs: Mutex::default(),
+            turns: Mutex::default(),
             slots: Arc::new(Semaphore::new(slots)),
             tasks: TaskTracker::new(),
             secrets,
@@ -138,12 +146,13 @@ impl Supervisor {
             Tracker::new(self.metrics.clone(), move || trigger(&name))
         };
         let mut runs = self.runs();
-        let previous = runs.remove(&target.name).map(|run| run.task);
+        // Dropped, and so stopped; how long that takes is a matter of turns.
+        drop(runs.remove(&target.name));
         let span = tracing::info_span!("run", mirror = %target.name, run = shown_key(&run_key));
         let work = Work {
             target: target.clone(),
             prepared,
-            previous,
+            turn: self.turn_of(&target.name),
             slots: Arc::clone(&self.slots),
             secrets: Arc::clone(&self.secrets),
             trigger: Arc::clone(&self.trigger),
@@ -159,7 +168,7 @@ impl Supervisor {
             images,
             phase,
             tracker,
-            task: AbortOnDropHandle::new(task),
+            _task: AbortOnDropHandle::new(task),
         };
         runs.insert(target.name, run);
     }
@@ -214,16 +223,25 @@ impl Supervisor {
         }
     }
 
-    /// Stops the mirror's run, if there is one, and waits until it has let go of everything.
+    /// Stops the mirror's run, if there is one, and waits until it and those before it have let go of everything.
     pub(super) async fn stop(&self, name: &Name) {
-        let run = self.runs().remove(name);
-        if let Some(run) = run {
-            run.task.abort();
-            tracing::info!(mirror = %name, "the running copy is stopped");
-            if tokio::time::timeout(STOP_LIMIT, run.task).await.is_err() {
-                tracing::warn!(mirror = %name, "the stopped copy still holds its resources");
-            }
+        self.discard(name);
+        let turn = self.turn_of(name);
+        if tokio::time::timeout(STOP_LIMIT, turn.lock()).await.is_err() {
+            tracing::warn!(mirror = %name, "the stopped copy still holds its resources");
         }
+    }
+
+    /// The turn of this name.
+    fn turn_of(&self, name: &Name) -> Arc<Turn> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = turns.get(name).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(Turn::default());
+        turns.insert(name.clone(), Arc::downgrade(&turn));
+        turn
     }
 
     /// Stops all runs and waits until they have let go of everything.
@@ -256,7 +274,7 @@ fn shown_key(run_key: &str) -> &str {
 struct Work {
     target: Target,
     prepared: Box<dyn Prepared>,
-    previous: Option<AbortOnDropHandle<()>>,
+    turn: Arc<Turn>,
     slots: Arc<Semaphore>,
     secrets: Arc<dyn SecretSource>,
     trigger: Trigger,
@@ -270,7 +288,7 @@ impl Work {
         let Self {
             target,
             prepared,
-            previous,
+            turn,
             slots,
             secrets,
             trigger,
@@ -281,11 +299,8 @@ impl Work {
         let enter = |next: Phase| {
             *phase.lock().unwrap_or_else(PoisonError::into_inner) = next;
         };
-        if let Some(previous) = previous {
-            previous.abort();
-            // Its end is what counts; that it was cancelled is known.
-            drop(previous.await);
-        }
+        // Dropped last, after everything that writes.
+        let _turn = turn.lock_owned().await;
         let _slot = match slots.try_acquire() {
             Ok(slot) => slot,
             // The operator is going down: nobody asks for the result.
@@ -358,6 +373,45 @@ mod tests {
             _names: &'a BTreeSet<String>,
         ) -> BoxFuture<'a, Result<BTreeMap<String, SecretDocument>, Failure>> {
             Box::pin(std::future::ready(Ok(BTreeMap::new())))
+        }
+    }
+
+    /// A run that cannot be stopped before it is let go, as on a disk that hangs.
+    struct Stuck {
+        running: Arc<AtomicUsize>,
+        let_go: std::sync::mpsc::Receiver<()>,
+    }
+
+    impl Prepared for Stuck {
+        fn secret_names(&self) -> BTreeSet<String> {
+            BTreeSet::new()
+        }
+
+        fn run_key(&self) -> String {
+            "stuck".to_owned()
+        }
+
+        fn interval(&self) -> Option<Duration> {
+            None
+        }
+
+        fn image_count(&self) -> usize {
+            1
+        }
+
+        fn run(
+            self: Box<Self>,
+            _namespace: &str,
+            _secrets: BTreeMap<String, SecretDocument>,
+            _output: OutputManager,
+        ) -> BoxFuture<'static, Result<RunReport, Failure>> {
+            Box::pin(async move {
+                self.running.fetch_add(1, Ordering::SeqCst);
+                let _counted = Counted(Arc::clone(&self.running));
+                self.let_go.recv().unwrap();
+                std::future::pending::<()>().await;
+                Ok(RunReport::default())
+            })
         }
     }
 
@@ -440,20 +494,47 @@ mod tests {
 
     impl Bed {
         async fn start(&self, mirror: &str, key: &'static str, panics: bool) {
-            self.supervisor.start(Order {
-                target: Target {
-                    name: name(mirror),
-                    uid: "u".to_owned(),
-                },
-                prepared: Box::new(Held {
+            self.order(
+                mirror,
+                Box::new(Held {
                     key,
                     panics,
                     running: Arc::clone(&self.running),
                     let_go: Arc::clone(&self.let_go),
                 }),
+            );
+            self.settle().await;
+        }
+
+        fn order(&self, mirror: &str, prepared: Box<dyn Prepared>) {
+            self.supervisor.start(Order {
+                target: Target {
+                    name: name(mirror),
+                    uid: "u".to_owned(),
+                },
+                prepared,
                 again: false,
             });
-            self.settle().await;
+        }
+
+        /// Starts a run that goes on until the sender is used.
+        async fn start_stuck(&self, mirror: &str) -> std::sync::mpsc::Sender<()> {
+            let (sender, let_go) = std::sync::mpsc::channel();
+            let running = Arc::clone(&self.running);
+            self.order(mirror, Box::new(Stuck { running, let_go }));
+            self.wait_for_running(1).await;
+            sender
+        }
+
+        /// Waits until exactly so many runs copy.
+        async fn wait_for_running(&self, count: usize) {
+            let wait = async {
+                while self.running.load(Ordering::SeqCst) != count {
+                    self.settle().await;
+                }
+            };
+            let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+            assert!(waited.is_ok(), "{:?} run, not {count}", self.running);
         }
 
         /// Lets every task go on until all of them wait.
@@ -501,6 +582,67 @@ mod tests {
         assert_eq!(bed.running.load(Ordering::SeqCst), 1);
         let snapshot = bed.supervisor.inspect(&name("a"), Instant::now()).unwrap();
         assert_eq!(snapshot.view().run_key, "new");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_run_begins_before_all_that_came_before_it_are_gone() {
+        for discards in [false, true] {
+            let bed = bed(4);
+            let let_go = bed.start_stuck("a").await;
+            // The one between is replaced or discarded while it waits for the first.
+            bed.start("a", "between", false).await;
+            if discards {
+                bed.supervisor.discard(&name("a"));
+                bed.settle().await;
+            }
+            bed.start("a", "last", false).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let running = bed.running.load(Ordering::SeqCst);
+            let_go.send(()).unwrap();
+            assert_eq!(running, 1, "discards: {discards}");
+            // It ends only once it has begun.
+            bed.let_go.notify_one();
+            bed.wait_for_running(0).await;
+            let wait = async {
+                while bed.stage("a") != Some(Stage::Finished) {
+                    bed.settle().await;
+                }
+            };
+            assert!(
+                tokio::time::timeout(Duration::from_secs(10), wait)
+                    .await
+                    .is_ok()
+            );
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn stopping_waits_for_runs_that_were_discarded_before() {
+        let bed = bed(4);
+        let let_go = bed.start_stuck("a").await;
+        bed.supervisor.discard(&name("a"));
+        {
+            let mirror = name("a");
+            let stop = bed.supervisor.stop(&mirror);
+            tokio::pin!(stop);
+            let early = tokio::time::timeout(Duration::from_millis(50), &mut stop).await;
+            let_go.send(()).unwrap();
+            assert!(early.is_err(), "the copy still writes");
+            stop.await;
+        }
+        assert_eq!(bed.running.load(Ordering::SeqCst), 0);
+        // Nothing is kept of names that are gone.
+        let wait = async {
+            loop {
+                bed.settle().await;
+                drop(bed.supervisor.turn_of(&name("b")));
+                if bed.supervisor.turns.lock().unwrap().len() == 1 {
+                    break;
+                }
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        assert!(waited.is_ok(), "{:?}", bed.supervisor.turns);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,6 +3,8 @@
 //! What mends a failure is decided by its class, in `error::handlers`, for every room alike; here the answers of many images
 //! become one. Reasons are the errors' own names, or one of [`SUCCEEDED`], [`PROGRESSING`], [`PROGRESSING_WITH_RETRY`].
 
+use std::time::Duration;
+
 use crate::{
     api::{
         DestinationStatus, FailureStatus, ImageOutcome, ImageStatus, MAX_FAILURES, MAX_IMAGES,
@@ -12,7 +14,7 @@ use crate::{
     transfer::{Failure, ImageReport, RunReport},
 };
 
-use super::schedule::Next;
+use super::schedule::{Next, backoff};
 
 /// Reason of Ready: all images are at all destinations.
 pub(super) const SUCCEEDED: &str = "Succeeded";
@@ -52,7 +54,7 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Whether nothing happens before somebody mends the cause.
     pub(super) fn is_stalled(&self) -> bool {
-        !self.ready && !matches!(self.next, Next::Backoff(_))
+        !self.ready && !matches!(self.next, Next::Backoff { .. })
     }
 }
 
@@ -68,14 +70,17 @@ pub(super) struct Figures {
 
 /// Judges a run. `destinations` are the names in the spec, `failed_before` the runs in a row that time was to mend.
 pub(super) fn judge(outcome: &RunOutcome, destinations: &[String], failed_before: u32) -> Verdict {
-    let retry = Next::Backoff(failed_before.saturating_add(1));
+    let failures = failed_before.saturating_add(1);
     match outcome {
-        RunOutcome::Reported(report) => judge_report(report, destinations, retry),
+        RunOutcome::Reported(report) => judge_report(report, destinations, failures),
         RunOutcome::Refused(failure) => {
             let (reason, next) = match recovery(failure.class) {
                 Recovery::SpecChange => (failure.reason, Next::SpecChange),
                 Recovery::Outside => (failure.reason, Next::Outside),
-                Recovery::Time => (PROGRESSING_WITH_RETRY, retry),
+                Recovery::Time => {
+                    let asked = failure.retry_after.unwrap_or_default();
+                    (PROGRESSING_WITH_RETRY, Next::backoff(failures, asked))
+                }
             };
             Verdict {
                 ready: false,
@@ -91,7 +96,7 @@ pub(super) fn judge(outcome: &RunOutcome, destinations: &[String], failed_before
             message: format!(
                 "{RUN_PANICKED}: the run ended by a bug of this program and is tried again: {text}"
             ),
-            next: retry,
+            next: Next::backoff(failures, Duration::ZERO),
             figures: None,
         },
     }
@@ -106,7 +111,7 @@ fn said(reason: &str, failure: &Failure) -> String {
     }
 }
 
-fn judge_report(report: &RunReport, destinations: &[String], retry: Next) -> Verdict {
+fn judge_report(report: &RunReport, destinations: &[String], failed_runs: u32) -> Verdict {
     let figures = figures(report, destinations);
     let failures: Vec<(&ImageReport, Option<&str>, &Failure)> =
         report.images.iter().flat_map(failures_of).collect();
@@ -120,7 +125,10 @@ fn judge_report(report: &RunReport, destinations: &[String], retry: Next) -> Ver
         };
     };
     let (reason, next) = match recovery(leading.class) {
-        Recovery::Time => (PROGRESSING_WITH_RETRY, retry),
+        Recovery::Time => (
+            PROGRESSING_WITH_RETRY,
+            Next::backoff(failed_runs, asked_for(&failures)),
+        ),
         Recovery::Outside => (leading.reason, Next::Outside),
         // The other images want to be kept up to date all the same.
         Recovery::SpecChange if figures.summary.failed < figures.summary.total => {
@@ -128,10 +136,13 @@ fn judge_report(report: &RunReport, destinations: &[String], retry: Next) -> Ver
         }
         Recovery::SpecChange => (leading.reason, Next::SpecChange),
     };
-    let verb = if reason == PROGRESSING_WITH_RETRY {
-        "failed, to be tried again"
-    } else {
-        "failed"
+    let verb = match next {
+        Next::Backoff { failures, asked } if asked > backoff(failures) => format!(
+            "failed, to be tried again after a pause of {} s as the registry asked",
+            asked.as_secs()
+        ),
+        Next::Backoff { .. } => "failed, to be tried again".to_owned(),
+        Next::Interval | Next::Outside | Next::SpecChange => "failed".to_owned(),
     };
     let target = destination.map_or_else(String::new, |name| format!(" to {name}"));
     Verdict {
@@ -176,6 +187,15 @@ fn leading<'a>(
         .iter()
         .min_by_key(|(_, _, failure)| rank(failure))
         .copied()
+}
+
+/// The longest pause that any registry of this run asked for: the next run asks them all.
+fn asked_for(failures: &[(&ImageReport, Option<&str>, &Failure)]) -> Duration {
+    failures
+        .iter()
+        .filter_map(|(_, _, failure)| failure.retry_after)
+        .max()
+        .unwrap_or_default()
 }
 
 fn success_message(images: usize, destinations: usize) -> String {
@@ -270,7 +290,7 @@ fn figures(report: &RunReport, destinations: &[String]) -> Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{controller::fixtures, error::Class};
+    use crate::{controller::fixtures, error::Class, transfer::Outcome};
 
     fn names() -> Vec<String> {
         vec!["a".to_owned(), "b".to_owned()]
@@ -291,13 +311,13 @@ mod tests {
                 &[&[None, None], &[Some(Network), None]],
                 false,
                 "ProgressingWithRetry",
-                Next::Backoff(3),
+                Next::backoff(3, Duration::ZERO),
             ),
             (
                 &[&[Some(Auth), None], &[Some(Network), None]],
                 false,
                 "ProgressingWithRetry",
-                Next::Backoff(3),
+                Next::backoff(3, Duration::ZERO),
             ),
             (&[&[Some(Auth), None]], false, "AuthFailed", Next::Outside),
             (
@@ -334,7 +354,7 @@ mod tests {
             );
             assert_eq!(
                 verdict.is_stalled(),
-                !ready && !matches!(next, Next::Backoff(_)),
+                !ready && !matches!(next, Next::Backoff { .. }),
                 "{images:?}"
             );
         }
@@ -345,7 +365,11 @@ mod tests {
         for (class, reason, next) in [
             (Class::Config, "ConfigFailed", Next::SpecChange),
             (Class::NotFound, "NotFoundFailed", Next::Outside),
-            (Class::Network, "ProgressingWithRetry", Next::Backoff(1)),
+            (
+                Class::Network,
+                "ProgressingWithRetry",
+                Next::backoff(1, Duration::ZERO),
+            ),
         ] {
             let verdict = judge(&RunOutcome::Refused(fixtures::failure(class)), &names(), 0);
             assert_eq!((verdict.reason, verdict.next), (reason, next));
@@ -355,6 +379,24 @@ mod tests {
                 verdict.message
             );
         }
+    }
+
+    /// Registry rule R15: a pause that was asked for also holds between runs.
+    #[test]
+    fn the_longest_pause_asked_for_comes_before_the_next_run() {
+        let asked = |seconds| Failure {
+            retry_after: Some(Duration::from_secs(seconds)),
+            ..fixtures::failure(Class::RateLimited)
+        };
+        let mut report = fixtures::report(&[&[Some(Class::Network), None], &[None, None]]);
+        report.images[1].destinations[0].outcome = Outcome::Failed(asked(3600));
+        report.images[1].destinations[1].outcome = Outcome::Failed(asked(60));
+        let verdict = judge(&RunOutcome::Reported(report), &names(), 0);
+        assert_eq!(verdict.next, Next::backoff(1, Duration::from_hours(1)));
+        let expected = "2 of 2 images failed, to be tried again after a pause of 3600 s as the registry asked: ";
+        assert!(verdict.message.starts_with(expected), "{}", verdict.message);
+        let refused = judge(&RunOutcome::Refused(asked(3600)), &names(), 0);
+        assert_eq!(refused.next, Next::backoff(1, Duration::from_hours(1)));
     }
 
     #[test]

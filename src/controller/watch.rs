@@ -19,7 +19,7 @@ use super::{
     error::{self, Error},
     guard::Guarded,
     reconcile::{self, Context},
-    target::Name,
+    target::{Name, Target},
 };
 
 /// Looks at once: they make no calls but for finalizers, so a few are enough (operator rule K10).
@@ -74,15 +74,21 @@ impl Intake {
             .any_semantic()
             .page_size(PAGE_SIZE);
         let store = writer.as_reader();
+        let forgetting = Arc::clone(&context);
         // Reflected before it is filtered, so that a look asked for sees the newest object (operator rule K7).
         let stream = watcher(api, config)
             .default_backoff()
             .modify(|object| object.meta_mut().managed_fields = None)
             .reflect(writer)
-            .inspect(move |event| {
-                if matches!(event, Ok(watcher::Event::InitDone)) {
-                    listed.cancel();
+            .inspect(move |event| match event {
+                Ok(watcher::Event::InitDone) => listed.cancel(),
+                // Mostly forgotten already, before our finalizer went; this one is for finalizers removed by hand.
+                Ok(watcher::Event::Delete(object)) => {
+                    if let Some(target) = Target::of(object) {
+                        forgetting.forget(&target.name);
+                    }
                 }
+                _ => {}
             })
             .applied_objects()
             .predicate_filter(

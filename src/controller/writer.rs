@@ -2,8 +2,12 @@
 //!
 //! A status that differs only in its progress waits until five seconds after the last write; everything else goes out at
 //! once, and again until it has arrived. What equals the status that stands is not sent at all (K14). The queue is a map
-//! with one entry per mirror: it cannot overflow, so no end state is ever dropped. The server ignores a wrong uid in a body
-//! (CRD finding F28): whether the object is still the one meant is looked up in the reflected store before each write.
+//! with one entry per mirror: it cannot overflow, so no end state is ever dropped.
+//!
+//! The server ignores a wrong uid in a body (CRD finding F28), so the status of a deleted mirror could land on a later one of
+//! the same name, which would look Ready without a copy. Three things prevent it: right before each write the reflected
+//! store is asked whether the object is still the one meant; of two writes to one name the later waits for the earlier; and
+//! where a write landed elsewhere, or may have, what stands in the later object counts as nothing until we wrote its own.
 
 use std::{
     collections::HashMap,
@@ -33,6 +37,10 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long unwritten statuses may hold up the shutdown.
 const FLUSH_LIMIT: Duration = Duration::from_secs(4);
 
+/// How long what stands in an object counts as nothing after a write for an earlier one of its name went astray: a new
+/// object is looked at as soon as it is seen, and no watch is silent for so long.
+const STRAY_LIMIT: Duration = Duration::from_mins(10);
+
 /// What became of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
@@ -44,6 +52,8 @@ pub(super) enum Written {
     TimedOut,
     /// The object is gone or another one: nothing was written.
     Gone,
+    /// A later object of the same name has it.
+    Astray,
 }
 
 /// Carries one status to the server.
@@ -68,6 +78,19 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     entries: HashMap<Name, Entry>,
+    /// Names that are written to, and the uid that is meant. Kept until the write is over, whoever is forgotten meanwhile.
+    in_flight: HashMap<Name, String>,
+    /// Names whose present object may show the status of an earlier one.
+    strays: HashMap<Name, Stray>,
+}
+
+/// A write that went to another object than the one meant, or may have.
+#[derive(Debug)]
+struct Stray {
+    /// Which object was meant.
+    uid: String,
+    /// When it no longer matters.
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -77,7 +100,6 @@ struct Entry {
     wanted: ImageMirrorStatus,
     /// When `wanted` is to be written; `None` when it stands.
     due: Option<Instant>,
-    in_flight: bool,
     last_write: Option<Instant>,
     failures: u32,
 }
@@ -92,11 +114,16 @@ impl StatusWriter {
         }
     }
 
-    /// The status that was last handed over for this object: newer than what the store shows.
+    /// The status that was last handed over for this object: newer than what the store shows. An empty one where what the
+    /// store shows may be that of an earlier object.
     pub(super) fn current(&self, target: &Target) -> Option<ImageMirrorStatus> {
         let queue = self.queue();
-        let entry = queue.entries.get(&target.name)?;
-        (entry.uid == target.uid).then(|| entry.wanted.clone())
+        match queue.entries.get(&target.name) {
+            Some(entry) if entry.uid == target.uid => Some(entry.wanted.clone()),
+            _ => queue
+                .distrusts(target, Instant::now())
+                .then(ImageMirrorStatus::default),
+        }
     }
 
     /// Hands a status over; `standing` is the one in the object. Returns at once.
@@ -111,9 +138,9 @@ impl StatusWriter {
         self.shared.wake.notify_one();
     }
 
-    /// Forgets the object: it is gone.
+    /// Forgets the object: it is gone. A write that is under way is still waited for.
     pub(super) fn forget(&self, name: &Name) {
-        self.queue().entries.remove(name);
+        self.queue().forget(name, Instant::now());
     }
 
     /// Writes until told to stop, then what is left, for some seconds.
@@ -131,13 +158,15 @@ impl StatusWriter {
             // Taken first, so that the queue is free again.
             let due = self.queue().take_due(now, room, deadline.is_some());
             for (target, status) in due {
-                if sink.exists(&target) {
-                    let write = sink.write(target.clone(), status.clone());
-                    writes.push(async move { (target, status, write.await) });
-                } else {
-                    metrics.status_patch("dropped");
-                    self.forget(&target.name);
-                }
+                let sink = &sink;
+                writes.push(async move {
+                    let written = if sink.exists(&target) {
+                        sink.write(target.clone(), status.clone()).await
+                    } else {
+                        Written::Gone
+                    };
+                    (target, status, written)
+                });
             }
             if deadline.is_some_and(|deadline| now >= deadline || writes.is_empty()) {
                 return;
@@ -173,7 +202,7 @@ impl StatusWriter {
 const fn label(written: Written) -> &'static str {
     match written {
         Written::Succeeded => "succeeded",
-        Written::Failed => "failed",
+        Written::Failed | Written::Astray => "failed",
         Written::TimedOut => "timeout",
         Written::Gone => "dropped",
     }
@@ -206,11 +235,11 @@ impl Queue {
         status: ImageMirrorStatus,
         now: Instant,
     ) {
+        let standing = standing.filter(|_| !self.distrusts(target, now));
         let fresh = || Entry {
             uid: target.uid.clone(),
             wanted: standing.cloned().unwrap_or_default(),
             due: None,
-            in_flight: false,
             last_write: None,
             failures: 0,
         };
@@ -246,16 +275,17 @@ impl Queue {
         room: usize,
         all: bool,
     ) -> Vec<(Target, ImageMirrorStatus)> {
-        self.entries
+        let in_flight = &self.in_flight;
+        let due: Vec<_> = self
+            .entries
             .iter_mut()
-            .filter(|(_, entry)| !entry.in_flight)
-            .filter(|(_, entry)| {
+            .filter(|(name, entry)| {
                 let at_once = all && entry.failures == 0;
-                entry.due.is_some_and(|due| at_once || due <= now)
+                let is_due = entry.due.is_some_and(|due| at_once || due <= now);
+                is_due && !in_flight.contains_key(name)
             })
             .take(room)
             .map(|(name, entry)| {
-                entry.in_flight = true;
                 entry.due = None;
                 let target = Target {
                     name: name.clone(),
@@ -263,15 +293,40 @@ impl Queue {
                 };
                 (target, entry.wanted.clone())
             })
-            .collect()
+            .collect();
+        let targets = due.iter().map(|(target, _)| target.clone());
+        self.in_flight
+            .extend(targets.map(|target| (target.name, target.uid)));
+        due
     }
 
     fn next_due(&self) -> Option<Instant> {
         self.entries
-            .values()
-            .filter(|entry| !entry.in_flight)
-            .filter_map(|entry| entry.due)
+            .iter()
+            .filter(|(name, _)| !self.in_flight.contains_key(name))
+            .filter_map(|(_, entry)| entry.due)
             .min()
+    }
+
+    /// Whether the status that stands in this object may be that of an earlier one of its name.
+    fn distrusts(&self, target: &Target, now: Instant) -> bool {
+        let is_other = |uid: &String| *uid != target.uid;
+        let (entry, stray) = (
+            self.entries.get(&target.name),
+            self.strays.get(&target.name),
+        );
+        // A write that failed may have arrived all the same.
+        entry.is_some_and(|entry| entry.failures > 0 && is_other(&entry.uid))
+            || self.in_flight.get(&target.name).is_some_and(is_other)
+            || stray.is_some_and(|stray| stray.until > now && is_other(&stray.uid))
+    }
+
+    fn forget(&mut self, name: &Name, now: Instant) {
+        let entry = self.entries.remove(name);
+        if let Some(Entry { uid, .. }) = entry.filter(|entry| entry.failures > 0) {
+            let name = name.clone();
+            self.note_stray(&Target { name, uid }, now);
+        }
     }
 
     fn settle(
@@ -281,17 +336,28 @@ impl Queue {
         written: Written,
         now: Instant,
     ) {
-        let Some(entry) = self.entries.get_mut(&target.name) else {
-            return;
+        self.in_flight.remove(&target.name);
+        self.strays.retain(|_, stray| stray.until > now);
+        let entry = match self.entries.get_mut(&target.name) {
+            Some(entry) if entry.uid == target.uid => entry,
+            other => {
+                // It was deleted meanwhile. Unless it is known not to, what was written may stand in its successor, whose
+                // own status then goes out once more.
+                if matches!(written, Written::Succeeded | Written::Gone) {
+                    return;
+                }
+                if let Some(successor) = other {
+                    successor.due = Some(now);
+                }
+                self.note_stray(target, now);
+                return;
+            }
         };
-        if entry.uid != target.uid {
-            return;
-        }
-        entry.in_flight = false;
         match written {
             Written::Succeeded => {
                 entry.failures = 0;
                 entry.last_write = Some(now);
+                self.strays.remove(&target.name);
                 // A newer one of mere progress came meanwhile: its five seconds begin now.
                 if entry.due.is_some() && differ_in_progress_only(status, &entry.wanted) {
                     entry.due = Some(now + PROGRESS_PAUSE);
@@ -304,10 +370,20 @@ impl Queue {
                 entry.failures = entry.failures.saturating_add(1);
                 entry.due = Some(now + pause);
             }
-            Written::Gone => {
+            Written::Gone => self.forget(&target.name, now),
+            Written::Astray => {
                 self.entries.remove(&target.name);
+                self.note_stray(target, now);
             }
         }
+    }
+
+    fn note_stray(&mut self, target: &Target, now: Instant) {
+        let stray = Stray {
+            uid: target.uid.clone(),
+            until: now + STRAY_LIMIT,
+        };
+        self.strays.insert(target.name.clone(), stray);
     }
 }
 
@@ -348,30 +424,56 @@ mod tests {
     /// Remembers what it was given; refuses as often as it is told to.
     #[derive(Default)]
     struct Server {
-        written: Mutex<Vec<(Instant, ImageMirrorStatus)>>,
-        refusals: Mutex<u32>,
-        uid: Mutex<Option<String>>,
+        state: Arc<Mutex<State>>,
+    }
+
+    #[derive(Default)]
+    struct State {
+        written: Vec<(Instant, ImageMirrorStatus)>,
+        refusals: u32,
+        /// The object that exists; any, where there is none.
+        uid: Option<String>,
+        /// How long a write takes.
+        pause: Duration,
+        writing: bool,
+    }
+
+    impl Server {
+        fn state(&self) -> MutexGuard<'_, State> {
+            self.state.lock().unwrap()
+        }
     }
 
     impl StatusSink for Server {
         fn exists(&self, target: &Target) -> bool {
-            self.uid
-                .lock()
-                .unwrap()
-                .as_ref()
-                .is_none_or(|uid| *uid == target.uid)
+            let uid = &self.state().uid;
+            uid.as_ref().is_none_or(|uid| *uid == target.uid)
         }
 
-        fn write(&self, _target: Target, status: ImageMirrorStatus) -> BoxFuture<'static, Written> {
-            let mut refusals = self.refusals.lock().unwrap();
-            let written = if *refusals > 0 {
-                *refusals -= 1;
-                Written::Failed
-            } else {
-                self.written.lock().unwrap().push((Instant::now(), status));
-                Written::Succeeded
-            };
-            Box::pin(std::future::ready(written))
+        fn write(&self, target: Target, status: ImageMirrorStatus) -> BoxFuture<'static, Written> {
+            let state = Arc::clone(&self.state);
+            Box::pin(async move {
+                let pause = {
+                    let mut state = state.lock().unwrap();
+                    assert!(
+                        !std::mem::replace(&mut state.writing, true),
+                        "two writes at once"
+                    );
+                    state.pause
+                };
+                tokio::time::sleep(pause).await;
+                let mut state = state.lock().unwrap();
+                state.writing = false;
+                if state.refusals > 0 {
+                    state.refusals -= 1;
+                    return Written::Failed;
+                }
+                state.written.push((Instant::now(), status));
+                match &state.uid {
+                    Some(uid) if *uid != target.uid => Written::Astray,
+                    _ => Written::Succeeded,
+                }
+            })
         }
     }
 
@@ -408,7 +510,7 @@ mod tests {
         let bed = bed();
         bed.writer.submit(&target("u"), None, progressed(0));
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let before = bed.server.written.lock().unwrap().len();
+        let before = bed.server.state().written.len();
         for tick in 1..=10_000 {
             bed.writer.submit(&target("u"), None, progressed(tick));
             // The clock of tokio counts whole milliseconds.
@@ -416,9 +518,9 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
-        assert!(bed.server.written.lock().unwrap().len() <= before + 1);
+        assert!(bed.server.state().written.len() <= before + 1);
         tokio::time::sleep(PROGRESS_PAUSE).await;
-        let written = bed.server.written.lock().unwrap().clone();
+        let written = bed.server.state().written.clone();
         assert_eq!(written.len(), before + 1);
         assert_eq!(written.last().unwrap().1, progressed(10_000));
     }
@@ -429,10 +531,10 @@ mod tests {
         let start = Instant::now();
         bed.writer.submit(&target("u"), None, progressed(1));
         tokio::time::sleep(Duration::from_millis(1)).await;
-        *bed.server.refusals.lock().unwrap() = 3;
+        bed.server.state().refusals = 3;
         bed.writer.submit(&target("u"), None, ended("True"));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let written = bed.server.written.lock().unwrap().clone();
+        let written = bed.server.state().written.clone();
         assert_eq!(written.last().unwrap().1, ended("True"));
         // 1 + 2 + 4 seconds of pauses.
         assert!(written.last().unwrap().0 - start < Duration::from_secs(8));
@@ -445,7 +547,7 @@ mod tests {
             .submit(&target("u"), Some(&ended("True")), ended("True"));
         bed.writer.submit(&target("u"), None, ended("True"));
         tokio::time::sleep(Duration::from_mins(1)).await;
-        assert!(bed.server.written.lock().unwrap().is_empty());
+        assert!(bed.server.state().written.is_empty());
         assert_eq!(bed.writer.current(&target("u")), Some(ended("True")));
         assert_eq!(bed.writer.current(&target("another")), None);
     }
@@ -453,11 +555,85 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_is_written_to_a_later_object_of_the_same_name() {
         let bed = bed();
-        *bed.server.uid.lock().unwrap() = Some("new".to_owned());
+        bed.server.state().uid = Some("new".to_owned());
         bed.writer.submit(&target("old"), None, ended("True"));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(bed.server.written.lock().unwrap().is_empty());
+        assert!(bed.server.state().written.is_empty());
         assert_eq!(bed.writer.current(&target("old")), None);
+    }
+
+    /// A mirror that is deleted and made anew while its status is on the way to the server.
+    fn re_made_during_a_write() -> Bed {
+        let bed = bed();
+        bed.server.state().pause = Duration::from_secs(2);
+        bed.server.state().uid = Some("old".to_owned());
+        bed
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_made_anew_during_a_write_ends_with_a_status_of_its_own() {
+        let bed = re_made_during_a_write();
+        bed.writer.submit(&target("old"), None, ended("True"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bed.server.state().uid = Some("new".to_owned());
+        bed.writer.forget(&target("old").name);
+        // What the store shows of the new one may be the status of the old one already.
+        let base = bed.writer.current(&target("new"));
+        assert_eq!(base, Some(ImageMirrorStatus::default()));
+        bed.writer
+            .submit(&target("new"), Some(&ended("True")), ended("Unknown"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let written: Vec<_> = bed.server.state().written.clone();
+        let written: Vec<_> = written.into_iter().map(|(_, status)| status).collect();
+        assert_eq!(written, [ended("True"), ended("Unknown")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_that_went_astray_counts_as_nothing_until_it_is_overwritten() {
+        for (refusals, forgets) in [(0, false), (0, true), (1, false), (1, true)] {
+            let bed = re_made_during_a_write();
+            // A write that fails may have arrived all the same.
+            bed.server.state().refusals = refusals;
+            bed.writer.submit(&target("old"), None, ended("True"));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bed.server.state().uid = Some("new".to_owned());
+            if forgets {
+                bed.writer.forget(&target("old").name);
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let base = bed.writer.current(&target("new"));
+            assert_eq!(base, Some(ImageMirrorStatus::default()));
+            bed.writer
+                .submit(&target("new"), Some(&ended("True")), ended("True"));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let count = bed.server.state().written.len();
+            assert_eq!(count + usize::try_from(refusals).unwrap(), 2);
+            bed.writer.forget(&target("new").name);
+            assert_eq!(bed.writer.current(&target("new")), None);
+            assert!(bed.writer.queue().strays.is_empty());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_of_a_deleted_mirror_is_dropped_in_the_end() {
+        let bed = re_made_during_a_write();
+        bed.server.state().refusals = 1;
+        bed.writer.submit(&target("old"), None, ended("True"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bed.writer.forget(&target("old").name);
+        tokio::time::sleep(STRAY_LIMIT + Duration::from_secs(10)).await;
+        assert_eq!(bed.writer.current(&target("new")), None);
+        let other = Target {
+            name: Name {
+                namespace: "n".to_owned(),
+                name: "other".to_owned(),
+            },
+            uid: "old".to_owned(),
+        };
+        bed.writer.submit(&other, None, ended("True"));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let queue = bed.writer.queue();
+        assert!(queue.strays.is_empty() && queue.in_flight.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -468,7 +644,7 @@ mod tests {
         bed.writer.submit(&target("u"), None, progressed(2));
         bed.stop.cancel();
         bed.task.join_next().await.unwrap().unwrap();
-        let written = bed.server.written.lock().unwrap().clone();
+        let written = bed.server.state().written.clone();
         assert_eq!(written.last().unwrap().1, progressed(2));
     }
 }

@@ -1,9 +1,16 @@
 //! What a mirror says when something outside its spec stands in the way.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, cluster, condition, destination, source};
 use crate::support::Result;
+use crate::support::faults::{Action, Rule};
+use crate::support::gateway::Gateway;
 use crate::support::images::Image;
 use crate::support::registry::Registry;
 
@@ -173,5 +180,45 @@ subjects: [{{kind: ServiceAccount, name: poor, namespace: {home}}}]
         )),
         "{message}"
     );
+    Ok(())
+}
+
+/// Registry rule R15.
+#[tokio::test]
+async fn a_registry_that_asks_for_an_hour_is_left_alone_for_an_hour() -> Result<()> {
+    let parts = parts()?;
+    let limited = || Action::Respond {
+        status: 429,
+        headers: vec![("Retry-After".to_owned(), "3600".to_owned())],
+        body: Bytes::new(),
+    };
+    let gateway = Gateway::before(&parts.from)
+        .rule(Rule::on(&Method::HEAD, "/manifests/", limited()))
+        .rule(Rule::on(&Method::GET, "/manifests/", limited()))
+        .start()?;
+    let bed = Bed::new("limited").await?;
+    let _operator = bed.operator()?;
+    bed.mirror(
+        "app",
+        &json!({
+            "source": source(&gateway.access(None), "app", &["1"]),
+            "destinations": [],
+            "interval": "5m",
+        }),
+    )?;
+    let object = bed.wait_ready("app", "False", "ProgressingWithRetry")?;
+    let status = &object["status"];
+    let time = |field: &str| -> Timestamp { status[field].as_str().unwrap().parse().unwrap() };
+    let pause = time("nextSyncTime").duration_since(time("lastSyncTime"));
+    assert!(
+        (3500..=3800).contains(&pause.as_secs()),
+        "{pause:?}: {status:#}"
+    );
+    let message = condition(&object, "Ready")["message"].to_string();
+    assert!(message.contains("as the registry asked"), "{message}");
+    // Longer than the first pause of a backoff.
+    let asked = gateway.exchanges().len();
+    tokio::time::sleep(Duration::from_secs(13)).await;
+    assert_eq!(gateway.exchanges().len(), asked);
     Ok(())
 }

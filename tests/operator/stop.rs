@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::json;
 
-use crate::bed::{ACCOUNT, Bed, PATIENCE, destination, source};
+use crate::bed::{ACCOUNT, Bed, PATIENCE, condition, destination, source};
 use crate::support::binary::Sandbox;
 use crate::support::control_plane::{ControlPlane, Controllers};
 use crate::support::faults::{Action, Rule};
@@ -62,6 +62,44 @@ async fn a_signal_during_a_copy_ends_it_in_time_and_the_next_start_finishes_it()
         skopeo::digest(to.access(), "mirror/app:1")?,
         skopeo::digest(from.access(), "app:1")?
     );
+    Ok(())
+}
+
+/// Operator rules S3 and G2: what was copied is known although this operator did not copy it.
+#[tokio::test]
+async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict_and_asks_nobody() -> Result<()> {
+    let (from, to) = (Registry::open()?, Registry::open()?);
+    Image::builder().build()?.push(from.access(), "app:1")?;
+    let bed = Bed::new("recall").await?;
+    let operator = bed.operator()?;
+    let mut spec = json!({
+        "source": source(from.access(), "app", &["1"]),
+        "destinations": [destination("default", to.access())],
+        "interval": "1h",
+    });
+    bed.mirror("app", &spec)?;
+    let before = bed.wait_ready("app", "True", "Succeeded")?;
+    operator.signal("TERM")?;
+    assert_eq!(operator.wait_for_exit(Duration::from_secs(20))?, 0);
+    let asked = from.requests().len();
+    let _again = bed.operator()?;
+    // Its first look at the mirror.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    spec["interval"] = json!("2h");
+    bed.mirror("app", &spec)?;
+    let after = bed.wait_until("app", PATIENCE, |object| {
+        object["status"]["observedGeneration"] == 2
+    })?;
+    let ready = condition(&after, "Ready");
+    assert_eq!(
+        (&ready["status"], &ready["observedGeneration"]),
+        (&json!("True"), &json!(2))
+    );
+    for field in ["summary", "synced", "images", "lastSyncTime"] {
+        assert_eq!(after["status"][field], before["status"][field], "{field}");
+    }
+    assert!(after["status"]["nextSyncTime"].as_str() > before["status"]["nextSyncTime"].as_str());
+    assert_eq!(from.requests().len(), asked);
     Ok(())
 }
 

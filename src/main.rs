@@ -4,13 +4,17 @@
 use std::{
     io::{self, IsTerminal},
     process::ExitCode,
+    time::Duration,
 };
 
 use docker_image_pusher::cli::{Cli, GlobalOptions, LogFormat, Verbosity};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long threads that are in the middle of a file operation may take at the end: removing a large partial download takes
+/// a moment, a hung volume takes for ever.
+const LAST_FILES: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
     let cli = match Cli::from_process() {
         Ok(cli) => cli,
         Err(error) => {
@@ -27,7 +31,16 @@ async fn main() -> ExitCode {
     {
         tracing::warn!("a TLS crypto provider was installed before main");
     }
-    cli.run().await
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("the threads of this program could not be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(cli.run());
+    runtime.shutdown_timeout(LAST_FILES);
+    code
 }
 
 /// Logs go to standard error. Commands show their progress themselves, so they log only what was asked for with -v; the

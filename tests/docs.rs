@@ -15,7 +15,7 @@ const OF_A_COURSE: [&str; 4] = [
 /// Troubles of a mirror that only the operator has.
 const OF_THE_OPERATOR: [&str; 1] = ["ApiServerUnavailable"];
 /// Variants that only say where an error of another room happened, and show its reason.
-const WRAPPERS: [&str; 12] = [
+const WRAPPERS: [&str; 13] = [
     "Access",
     "AccessInvalid",
     "Cache",
@@ -28,6 +28,7 @@ const WRAPPERS: [&str; 12] = [
     "Push",
     "SecretUnreadable",
     "Transfer",
+    "Usage",
 ];
 
 fn reasons_of_the_program() -> BTreeSet<&'static str> {
@@ -39,6 +40,7 @@ fn reasons_of_the_program() -> BTreeSet<&'static str> {
         mirror::Error::VARIANTS,
         controller::Error::VARIANTS,
         cli::Error::VARIANTS,
+        cli::Usage::VARIANTS,
         &OF_A_COURSE,
         &OF_THE_OPERATOR,
     ]

@@ -14,9 +14,12 @@ use crate::{
 };
 
 use super::{
-    Error, Result,
+    error::Usage,
     options::{PasswordOptions, RegistryOptions},
 };
+
+/// Everything that goes wrong here does so before anything starts.
+type Result<T> = std::result::Result<T, Usage>;
 
 /// Longer input is no password, but a file given by mistake.
 const MAX_PASSWORD_LENGTH: u64 = 64 * 1024;
@@ -41,7 +44,7 @@ pub(super) fn client(
         retry_attempts,
         ..ClientOptions::default()
     };
-    RegistryClient::new(endpoint, client_options, output.clone()).map_err(Error::Access)
+    RegistryClient::new(endpoint, client_options, output.clone()).map_err(Usage::Access)
 }
 
 /// `--registry` where it is given, else the host of the repository, else Docker Hub.
@@ -49,16 +52,16 @@ fn endpoint(options: &RegistryOptions) -> Result<Endpoint> {
     let named = options.repository.host();
     let Some(address) = &options.registry else {
         return named.map_or_else(
-            || Endpoint::parse("https://registry-1.docker.io").map_err(Error::Access),
+            || Endpoint::parse("https://registry-1.docker.io").map_err(Usage::Access),
             |host| Ok(Endpoint::for_host(host, host.is_loopback())),
         );
     };
-    let endpoint = Endpoint::parse(address).map_err(Error::Access)?;
+    let endpoint = Endpoint::parse(address).map_err(Usage::Access)?;
     match named {
         Some(host)
             if Endpoint::for_host(host, endpoint.is_plain_http()).host() != endpoint.host() =>
         {
-            Err(Error::RegistryConflict {
+            Err(Usage::RegistryConflict {
                 host: host.clone(),
                 registry: endpoint.host().clone(),
             })
@@ -76,8 +79,8 @@ fn credential(
     let password = password(&options.password)?;
     match (&options.username, password) {
         (Some(username), Some(password)) => Ok(Credential::from_login(username.clone(), password)),
-        (Some(_), None) => Err(Error::PasswordMissing),
-        (None, Some(_)) => Err(Error::UsernameMissing),
+        (Some(_), None) => Err(Usage::PasswordMissing),
+        (None, Some(_)) => Err(Usage::UsernameMissing),
         (None, None) => from_login_files(endpoint.host(), options.repository.path(), output),
     }
 }
@@ -87,7 +90,7 @@ fn password(options: &PasswordOptions) -> Result<Option<SecretString>> {
     if !options.password_stdin {
         return Ok(options.password.clone());
     }
-    let unreadable = |reason: String| Error::PasswordUnreadable { reason };
+    let unreadable = |reason: String| Usage::PasswordUnreadable { reason };
     let mut text = String::new();
     let mut input = std::io::stdin().lock().take(MAX_PASSWORD_LENGTH + 1);
     input
@@ -121,10 +124,10 @@ fn from_login_files(
                 continue;
             }
             Err(source) => {
-                return Err(Error::LoginFileUnreadable { path, source });
+                return Err(Usage::LoginFileUnreadable { path, source });
             }
         };
-        let unreadable = |source| Error::CredentialsUnreadable {
+        let unreadable = |source| Usage::CredentialsUnreadable {
             path: path.clone(),
             source,
         };
@@ -157,7 +160,7 @@ fn usual_login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf>
 }
 
 fn read_file(path: &Path, option: &'static str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::FileUnreadable {
+    std::fs::read(path).map_err(|source| Usage::FileUnreadable {
         path: path.to_owned(),
         option,
         source,

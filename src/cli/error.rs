@@ -12,9 +12,9 @@ use crate::{
 /// The room's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a command failed.
+/// What is wrong with the options, found before anything starts.
 #[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
-pub enum Error {
+pub enum Usage {
     /// The name of the image and `--registry` disagree.
     #[error(
         "the repository names the host {host}, --registry names {registry}: leave one of them out, or make them the same"
@@ -71,6 +71,14 @@ pub enum Error {
         #[source]
         source: registry::Error,
     },
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error, strum::IntoStaticStr, strum::VariantNames)]
+pub enum Error {
+    /// The options are wrong.
+    #[error(transparent)]
+    Usage(#[from] Usage),
     /// The copy failed.
     #[error(transparent)]
     Transfer(#[from] transfer::Error),
@@ -90,22 +98,28 @@ pub enum Error {
 
 impl Error {
     /// Whether work had begun: before, an error is one of usage.
-    #[deny(clippy::wildcard_enum_match_arm)]
     pub const fn happened_at_work(&self) -> bool {
+        !matches!(self, Self::Usage(_))
+    }
+}
+
+impl Classified for Usage {
+    fn class(&self) -> Class {
+        Class::Config
+    }
+
+    #[deny(clippy::wildcard_enum_match_arm)]
+    fn reason(&self) -> &'static str {
         match self {
+            Self::Access(error) | Self::CredentialsUnreadable { source: error, .. } => {
+                error.reason()
+            }
             Self::RegistryConflict { .. }
             | Self::PasswordMissing
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
             | Self::FileUnreadable { .. }
-            | Self::LoginFileUnreadable { .. }
-            | Self::Access(_)
-            | Self::CredentialsUnreadable { .. } => false,
-            Self::Transfer(_)
-            | Self::Cache(_)
-            | Self::Controller(_)
-            | Self::OutputFailed(_)
-            | Self::Interrupted => true,
+            | Self::LoginFileUnreadable { .. } => self.into(),
         }
     }
 }
@@ -114,14 +128,7 @@ impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn class(&self) -> Class {
         match self {
-            Self::RegistryConflict { .. }
-            | Self::PasswordMissing
-            | Self::UsernameMissing
-            | Self::PasswordUnreadable { .. }
-            | Self::FileUnreadable { .. }
-            | Self::LoginFileUnreadable { .. }
-            | Self::Access(_)
-            | Self::CredentialsUnreadable { .. } => Class::Config,
+            Self::Usage(error) => error.class(),
             Self::Transfer(error) => error.class(),
             Self::Cache(error) => error.class(),
             Self::Controller(error) => error.class(),
@@ -133,20 +140,11 @@ impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn reason(&self) -> &'static str {
         match self {
-            Self::Access(error) | Self::CredentialsUnreadable { source: error, .. } => {
-                error.reason()
-            }
+            Self::Usage(error) => error.reason(),
             Self::Transfer(error) => error.reason(),
             Self::Cache(error) => error.reason(),
             Self::Controller(error) => error.reason(),
-            Self::RegistryConflict { .. }
-            | Self::PasswordMissing
-            | Self::UsernameMissing
-            | Self::PasswordUnreadable { .. }
-            | Self::FileUnreadable { .. }
-            | Self::LoginFileUnreadable { .. }
-            | Self::OutputFailed(_)
-            | Self::Interrupted => self.into(),
+            Self::OutputFailed(_) | Self::Interrupted => self.into(),
         }
     }
 }

@@ -25,7 +25,7 @@ use clap::{
 
 use crate::error::{Classified, handlers};
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, Usage};
 pub use options::{GlobalOptions, LogFormat, Verbosity};
 
 /// Moves container images between registries, verified byte for byte.

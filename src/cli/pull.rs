@@ -39,7 +39,11 @@ impl Pull {
 
     /// The client that the options describe. Apart from the work, since it may wait for somebody to type a password.
     pub(super) fn client(&self, screen: &Screen) -> Result<RegistryClient> {
-        access::client(&self.registry, DEFAULT_RETRY_ATTEMPTS, screen.output())
+        Ok(access::client(
+            &self.registry,
+            DEFAULT_RETRY_ATTEMPTS,
+            screen.output(),
+        )?)
     }
 
     pub(super) async fn run(self, client: RegistryClient, screen: &Screen) -> Result<()> {

@@ -65,7 +65,11 @@ impl Push {
 
     /// The client that the options describe. Apart from the work, since it may wait for somebody to type a password.
     pub(super) fn client(&self, screen: &Screen) -> Result<RegistryClient> {
-        access::client(&self.registry, self.retry_attempts, screen.output())
+        Ok(access::client(
+            &self.registry,
+            self.retry_attempts,
+            screen.output(),
+        )?)
     }
 
     pub(super) async fn run(self, client: RegistryClient, screen: &Screen) -> Result<()> {

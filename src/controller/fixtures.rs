@@ -1,10 +1,68 @@
 //! Values that tests of this room share.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+
 use crate::{
     api::{ImageMirror, ImageMirrorSpec},
     error::Class,
+    mirror::SecretDocument,
+    output::OutputManager,
     transfer::{DestinationReport, Failure, ImageReport, Outcome, RunReport},
 };
+
+use super::engine::Prepared;
+
+/// A run of one image without Secrets, whose work the test says.
+pub(super) struct TestRun {
+    key: &'static str,
+    work: BoxFuture<'static, ()>,
+}
+
+impl TestRun {
+    /// Does `work` when it runs; its report says nothing.
+    pub(super) fn boxed(
+        key: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Box<dyn Prepared> {
+        let work = Box::pin(work);
+        Box::new(Self { key, work })
+    }
+}
+
+impl Prepared for TestRun {
+    fn secret_names(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    fn run_key(&self) -> String {
+        self.key.to_owned()
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
+
+    fn image_count(&self) -> usize {
+        1
+    }
+
+    fn run(
+        self: Box<Self>,
+        _namespace: &str,
+        _secrets: BTreeMap<String, SecretDocument>,
+        _output: OutputManager,
+    ) -> BoxFuture<'static, Result<RunReport, Failure>> {
+        Box::pin(async move {
+            self.work.await;
+            Ok(RunReport::default())
+        })
+    }
+}
 
 /// A failure named after its class.
 pub(super) fn failure(class: Class) -> Failure {

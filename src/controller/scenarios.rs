@@ -2,7 +2,7 @@
 //! nobody to answer it, a call too few is waited for in vain.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body_util::BodyExt as _;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
@@ -21,7 +20,7 @@ use tower_test::mock;
 
 use super::{
     cluster::{ClusterStatuses, Watches, check_served},
-    engine::{Engine, Failure, Prepared, RunReport},
+    engine::{Engine, Failure, Prepared},
     error::Error,
     events, fixtures,
     guard::Guarded,
@@ -42,8 +41,6 @@ use crate::{
         condition::{READY, RECONCILING, STALLED, find},
     },
     error::Class,
-    mirror::SecretDocument,
-    output::OutputManager,
 };
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
@@ -118,38 +115,11 @@ impl Engine for Endless {
         if spec.destinations.is_empty() {
             return Err(fixtures::failure(Class::Config));
         }
-        Ok(Box::new(EndlessRun(Arc::clone(&self.dropped))))
-    }
-}
-
-impl Prepared for EndlessRun {
-    fn secret_names(&self) -> BTreeSet<String> {
-        BTreeSet::new()
-    }
-
-    fn run_key(&self) -> String {
-        "key".to_owned()
-    }
-
-    fn interval(&self) -> Option<Duration> {
-        None
-    }
-
-    fn image_count(&self) -> usize {
-        1
-    }
-
-    fn run(
-        self: Box<Self>,
-        _namespace: &str,
-        _secrets: BTreeMap<String, SecretDocument>,
-        _output: OutputManager,
-    ) -> BoxFuture<'static, Result<RunReport, Failure>> {
-        Box::pin(async move {
+        let run = EndlessRun(Arc::clone(&self.dropped));
+        Ok(fixtures::TestRun::boxed("key", async move {
             std::future::pending::<()>().await;
-            drop(self);
-            Ok(RunReport::default())
-        })
+            drop(run);
+        }))
     }
 }
 

@@ -360,7 +360,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        controller::engine::{Failure, RunReport},
+        controller::{engine::Failure, fixtures::TestRun},
         mirror::SecretDocument,
     };
 
@@ -376,91 +376,18 @@ mod tests {
         }
     }
 
-    /// A run that cannot be stopped before it is let go, as on a disk that hangs.
-    struct Stuck {
-        running: Arc<AtomicUsize>,
-        let_go: std::sync::mpsc::Receiver<()>,
-    }
-
-    impl Prepared for Stuck {
-        fn secret_names(&self) -> BTreeSet<String> {
-            BTreeSet::new()
-        }
-
-        fn run_key(&self) -> String {
-            "stuck".to_owned()
-        }
-
-        fn interval(&self) -> Option<Duration> {
-            None
-        }
-
-        fn image_count(&self) -> usize {
-            1
-        }
-
-        fn run(
-            self: Box<Self>,
-            _namespace: &str,
-            _secrets: BTreeMap<String, SecretDocument>,
-            _output: OutputManager,
-        ) -> BoxFuture<'static, Result<RunReport, Failure>> {
-            Box::pin(async move {
-                self.running.fetch_add(1, Ordering::SeqCst);
-                let _counted = Counted(Arc::clone(&self.running));
-                self.let_go.recv().unwrap();
-                std::future::pending::<()>().await;
-                Ok(RunReport::default())
-            })
-        }
-    }
-
-    /// A run that lasts until it is let go, or panics at once.
-    struct Held {
-        key: &'static str,
-        panics: bool,
-        running: Arc<AtomicUsize>,
-        let_go: Arc<Notify>,
-    }
-
     struct Counted(Arc<AtomicUsize>);
+
+    impl Counted {
+        fn new(running: Arc<AtomicUsize>) -> Self {
+            running.fetch_add(1, Ordering::SeqCst);
+            Self(running)
+        }
+    }
 
     impl Drop for Counted {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-
-    impl Prepared for Held {
-        fn secret_names(&self) -> BTreeSet<String> {
-            BTreeSet::new()
-        }
-
-        fn run_key(&self) -> String {
-            self.key.to_owned()
-        }
-
-        fn interval(&self) -> Option<Duration> {
-            None
-        }
-
-        fn image_count(&self) -> usize {
-            1
-        }
-
-        fn run(
-            self: Box<Self>,
-            _namespace: &str,
-            _secrets: BTreeMap<String, SecretDocument>,
-            _output: OutputManager,
-        ) -> BoxFuture<'static, Result<RunReport, Failure>> {
-            Box::pin(async move {
-                self.running.fetch_add(1, Ordering::SeqCst);
-                let _counted = Counted(Arc::clone(&self.running));
-                assert!(!self.panics, "index out of bounds");
-                self.let_go.notified().await;
-                Ok(RunReport::default())
-            })
         }
     }
 
@@ -493,16 +420,18 @@ mod tests {
     }
 
     impl Bed {
+        /// A run that lasts until it is let go, or panics at once.
+        fn held(&self, key: &'static str, panics: bool) -> Box<dyn Prepared> {
+            let (running, let_go) = (Arc::clone(&self.running), Arc::clone(&self.let_go));
+            TestRun::boxed(key, async move {
+                let _counted = Counted::new(running);
+                assert!(!panics, "index out of bounds");
+                let_go.notified().await;
+            })
+        }
+
         async fn start(&self, mirror: &str, key: &'static str, panics: bool) {
-            self.order(
-                mirror,
-                Box::new(Held {
-                    key,
-                    panics,
-                    running: Arc::clone(&self.running),
-                    let_go: Arc::clone(&self.let_go),
-                }),
-            );
+            self.order(mirror, self.held(key, panics));
             self.settle().await;
         }
 
@@ -517,11 +446,16 @@ mod tests {
             });
         }
 
-        /// Starts a run that goes on until the sender is used.
+        /// Starts a run that cannot be stopped before the sender is used, as on a disk that hangs.
         async fn start_stuck(&self, mirror: &str) -> std::sync::mpsc::Sender<()> {
             let (sender, let_go) = std::sync::mpsc::channel();
             let running = Arc::clone(&self.running);
-            self.order(mirror, Box::new(Stuck { running, let_go }));
+            let stuck = TestRun::boxed("stuck", async move {
+                let _counted = Counted::new(running);
+                let_go.recv().unwrap();
+                std::future::pending::<()>().await;
+            });
+            self.order(mirror, stuck);
             self.wait_for_running(1).await;
             sender
         }

@@ -87,18 +87,7 @@ impl Cache {
             plan.execute(&layout)
         })
         .await?;
-        let written = self
-            .index
-            .apply(
-                removed,
-                &self.shared.layout,
-                &self.shared.locks,
-                &self.output,
-            )
-            .await;
-        if let Err(error) = written {
-            self.warn_of_the_index(&error);
-        }
+        self.update_index(removed).await;
         Ok(report)
     }
 

@@ -89,23 +89,21 @@ impl Cache {
             write(&layout, &image)
         })
         .await?;
-        let written = self
-            .index
-            .apply(
-                changes,
-                &self.shared.layout,
-                &self.shared.locks,
-                &self.output,
-            )
-            .await;
-        if let Err(error) = written {
-            self.warn_of_the_index(&error);
-        }
+        self.update_index(changes).await;
         Ok(())
     }
 
-    /// The image is worth more than its entry, which can be rebuilt.
-    pub(super) fn warn_of_the_index(&self, error: &Error) {
+    /// Writes changes into the index. A failure only warns: the images are worth more than their entries, which can be
+    /// rebuilt.
+    pub(super) async fn update_index(&self, changes: Vec<Change>) {
+        let (layout, locks) = (&self.shared.layout, &self.shared.locks);
+        let written = self.index.apply(changes, layout, locks, &self.output).await;
+        if let Err(error) = written {
+            self.warn_of_the_index(&error);
+        }
+    }
+
+    fn warn_of_the_index(&self, error: &Error) {
         self.output.warning(format!(
             "the cache index could not be written: {}",
             handlers::message(error)

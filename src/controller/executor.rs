@@ -15,7 +15,6 @@ use futures::future::BoxFuture;
 use crate::{
     api::ImageMirrorSpec,
     cache::Cache,
-    error::{Classified, handlers},
     mirror::{self, SecretDocument, ValidatedMirror},
     output::OutputManager,
 };
@@ -65,7 +64,7 @@ impl Caches {
             return Ok(cache.clone());
         }
         let cache = Cache::open(self.folder.join(namespace), OutputManager::silent())
-            .map_err(|error| failure(&error))?;
+            .map_err(|error| Failure::of(&error))?;
         caches.insert(namespace.to_owned(), cache.clone());
         Ok(cache)
     }
@@ -73,7 +72,7 @@ impl Caches {
 
 impl Engine for Executor {
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
-        let mirror = mirror::validate(spec).map_err(|error| failure(&error))?;
+        let mirror = mirror::validate(spec).map_err(|error| Failure::of(&error))?;
         Ok(Box::new(Judged {
             mirror,
             caches: Arc::clone(&self.caches),
@@ -110,18 +109,8 @@ impl Prepared for Judged {
             let cache = cache?.with_output(output.clone());
             let request = mirror
                 .into_request(&secrets, &output)
-                .map_err(|error| failure(&error))?;
+                .map_err(|error| Failure::of(&error))?;
             Ok(request.run(&cache).await)
         })
-    }
-}
-
-/// An error of any room, as the status tells it.
-fn failure<E: Classified + 'static>(error: &E) -> Failure {
-    Failure {
-        retry_after: None,
-        reason: error.reason(),
-        class: error.class(),
-        message: handlers::message(error),
     }
 }

@@ -67,19 +67,15 @@ impl Prepared for TestRun {
 /// A failure named after its class.
 pub(super) fn failure(class: Class) -> Failure {
     let name: &'static str = class.into();
-    Failure {
-        retry_after: None,
-        reason: match name {
-            "Config" => "ConfigFailed",
-            "Auth" => "AuthFailed",
-            "NotFound" => "NotFoundFailed",
-            "Policy" => "PolicyFailed",
-            "Network" => "NetworkFailed",
-            _ => "OtherFailed",
-        },
-        class,
-        message: "it went wrong".to_owned(),
-    }
+    let reason = match name {
+        "Config" => "ConfigFailed",
+        "Auth" => "AuthFailed",
+        "NotFound" => "NotFoundFailed",
+        "Policy" => "PolicyFailed",
+        "Network" => "NetworkFailed",
+        _ => "OtherFailed",
+    };
+    Failure::new(reason, class, "it went wrong")
 }
 
 /// A report of images with destinations `a`, `b`, ...; `None` stands for a copy.

@@ -215,12 +215,11 @@ impl Context {
             Guarded::Valid(mirror) => self
                 .judge(target, mirror, scene.generation)
                 .and_then(|judged| self.supervise(target, judged, &scene)),
-            Guarded::Malformed(malformed) => Err(Failure {
-                retry_after: None,
-                reason: "InvalidSpec",
-                class: Class::Config,
-                message: malformed.problem.clone(),
-            }),
+            Guarded::Malformed(malformed) => Err(Failure::new(
+                "InvalidSpec",
+                Class::Config,
+                malformed.problem.clone(),
+            )),
         };
         let (status, action) = outcome.unwrap_or_else(|failure| {
             self.supervisor.discard(&target.name);

@@ -73,32 +73,29 @@ fn document(name: &str, secret: Secret) -> SecretDocument {
 fn failure(namespace: &str, name: &str, error: &CallError) -> Failure {
     let status = error.status();
     if status.is_some_and(kube::core::Status::is_not_found) {
-        return Failure {
-            retry_after: None,
-            reason: "SecretNotFound",
-            class: Class::NotFound,
-            message: format!("Secret {name} does not exist in namespace {namespace}"),
-        };
+        return Failure::new(
+            "SecretNotFound",
+            Class::NotFound,
+            format!("Secret {name} does not exist in namespace {namespace}"),
+        );
     }
     if status.is_some_and(kube::core::Status::is_forbidden) {
-        return Failure {
-            retry_after: None,
-            reason: "AccessDenied",
-            class: Class::Auth,
-            message: format!(
+        return Failure::new(
+            "AccessDenied",
+            Class::Auth,
+            format!(
                 "the operator may not read Secret {name}: its ServiceAccount lacks the verb get on secrets in namespace \
                  {namespace}"
             ),
-        };
+        );
     }
     let text = match error {
         CallError::Refused(error) => api_text(error),
         CallError::Silent(_) => error.to_string(),
     };
-    Failure {
-        retry_after: None,
-        reason: "ApiServerUnavailable",
-        class: Class::Network,
-        message: format!("Secret {name} could not be read: {text}"),
-    }
+    Failure::new(
+        "ApiServerUnavailable",
+        Class::Network,
+        format!("Secret {name} could not be read: {text}"),
+    )
 }

@@ -57,8 +57,8 @@ impl Pull<'_> {
         // Largest first, all at once: the run's slots decide how many travel.
         // A list of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
         // (rust-lang/rust#102211), and the operator's runs move between threads.
-        let futures: Vec<_> = tree.blobs().map(|blob| self.fetch_blob(blob)).collect();
-        let fetched = stream::iter(futures)
+        let downloads: Vec<_> = tree.blobs().map(|blob| self.fetch_blob(blob)).collect();
+        let fetched = stream::iter(downloads)
             .buffer_unordered(usize::MAX)
             .try_fold(0_u64, |count, fetched| async move {
                 Ok(count + u64::from(fetched))
@@ -77,15 +77,9 @@ impl Pull<'_> {
             repository,
             reference,
         } = self.cached;
-        let cache = &self.run.cache;
-        let same_origin = cache
-            .origin(repository, reference)
-            .await
-            .is_some_and(|origin| origin == self.client.address());
-        let cached = cache
-            .manifest(repository, reference)
-            .await
-            .map_err(|source| self.cache_error(source))?;
+        let origin = self.run.cache.origin(repository, reference).await;
+        let same_origin = origin.is_some_and(|origin| origin == self.client.address());
+        let cached = self.cached_manifest(reference).await?;
         Ok(same_origin && cached.is_some_and(|manifest| manifest.digest() == digest))
     }
 
@@ -106,21 +100,17 @@ impl Pull<'_> {
 
     /// The manifest the reference names: from the cache where the digest is known and there, else from the registry, once.
     async fn root_manifest(&self, digest: Option<&Digest>) -> Result<RawManifest> {
+        let cached = self.cached_manifest(&self.cached.reference).await?;
         let known = match digest {
             Some(digest) => Some(digest.clone()),
-            None if self
-                .cached_manifest(&self.cached.reference)
-                .await?
-                .is_some() =>
-            {
-                Some(self.look_up().await?)
-            }
+            None if cached.is_some() => Some(self.look_up().await?),
             // Nothing to compare with: the GET answers what the HEAD would.
             None => self.source.reference.digest().cloned(),
         };
-        match known {
-            Some(digest) => self.manifest_by_digest(digest).await,
-            None => self.get_manifest(&self.source.reference).await,
+        match (known, cached) {
+            (Some(digest), Some(manifest)) if *manifest.digest() == digest => Ok(manifest),
+            (Some(digest), _) => self.manifest_by_digest(digest).await,
+            (None, _) => self.get_manifest(&self.source.reference).await,
         }
     }
 
@@ -128,11 +118,7 @@ impl Pull<'_> {
         let reference = Reference::Digest(digest);
         match self.cached_manifest(&reference).await? {
             Some(manifest) => Ok(manifest),
-            None => match self.cached_manifest(&self.cached.reference).await? {
-                // The tag's own file holds the manifest too.
-                Some(manifest) if Some(manifest.digest()) == reference.digest() => Ok(manifest),
-                Some(_) | None => self.get_manifest(&reference).await,
-            },
+            None => self.get_manifest(&reference).await,
         }
     }
 

@@ -39,13 +39,28 @@ fn class_name<S: Serializer>(class: &Class, serializer: S) -> Result<S::Ok, S::E
     serializer.serialize_str(class.into())
 }
 
+impl Failure {
+    /// A failure that is no error of a room, with nobody to wait for.
+    pub fn new(reason: &'static str, class: Class, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            class,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// An error of any room.
+    pub fn of<E: Classified + 'static>(error: &E) -> Self {
+        Self::new(error.reason(), error.class(), handlers::message(error))
+    }
+}
+
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         Self {
-            reason: error.reason(),
-            class: error.class(),
-            message: handlers::message(error),
             retry_after: error.retry_after(),
+            ..Self::of(error)
         }
     }
 }
@@ -175,12 +190,7 @@ mod tests {
     use super::*;
 
     fn failure(reason: &'static str) -> Failure {
-        Failure {
-            reason,
-            class: Class::Network,
-            message: reason.to_owned(),
-            retry_after: None,
-        }
+        Failure::new(reason, Class::Network, reason)
     }
 
     fn image(fetched: Outcome, outcomes: Vec<Outcome>) -> ImageReport {

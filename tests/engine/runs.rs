@@ -44,6 +44,11 @@ impl Bed {
         })
     }
 
+    fn addresses(&self) -> [&str; 3] {
+        let [one, two] = &self.destinations;
+        [self.source.address(), one.address(), two.address()]
+    }
+
     fn run(&self, addresses: [&str; 3]) -> Result<Run> {
         let cache = Cache::open(self.folder.path(), self.output.clone()).context("cache")?;
         let mut registries = Registries::new();
@@ -91,11 +96,7 @@ fn destination(name: &str, number: usize) -> Destination {
 #[tokio::test]
 async fn each_blob_is_read_once_and_sent_once_to_each_destination() -> Result<()> {
     let bed = Bed::new()?;
-    let addresses = [
-        bed.source.address(),
-        bed.destinations[0].address(),
-        bed.destinations[1].address(),
-    ];
+    let addresses = bed.addresses();
     let report = bed.run(addresses)?.execute(&bed.jobs()).await;
     assert_eq!((report.copied(), report.failed()), (3, 0), "{report:?}");
     // Four layers and three configurations between them.
@@ -146,11 +147,7 @@ async fn a_destination_that_is_gone_fails_alone() -> Result<()> {
 async fn an_image_that_is_not_there_fails_alone_and_leaves_nothing_at_the_destinations()
 -> Result<()> {
     let bed = Bed::new()?;
-    let addresses = [
-        bed.source.address(),
-        bed.destinations[0].address(),
-        bed.destinations[1].address(),
-    ];
+    let addresses = bed.addresses();
     let mut jobs = bed.jobs();
     jobs[1].source.as_mut().unwrap().reference = "missing".parse().unwrap();
     let report = bed.run(addresses)?.execute(&jobs).await;
@@ -167,11 +164,7 @@ async fn an_image_that_is_not_there_fails_alone_and_leaves_nothing_at_the_destin
 #[tokio::test]
 async fn a_tag_made_of_the_digest_is_known_once_the_source_was_asked() -> Result<()> {
     let bed = Bed::new()?;
-    let addresses = [
-        bed.source.address(),
-        bed.destinations[0].address(),
-        bed.destinations[1].address(),
-    ];
+    let addresses = bed.addresses();
     let mut jobs = bed.jobs();
     jobs.truncate(1);
     jobs[0].destinations[0].reference = TargetReference::WithDigest("1-{digest}".into());
@@ -192,11 +185,7 @@ async fn a_tag_made_of_the_digest_is_known_once_the_source_was_asked() -> Result
 #[tokio::test]
 async fn a_cancelled_run_leaves_no_tag_and_the_next_one_finishes() -> Result<()> {
     let bed = Bed::new()?;
-    let addresses = [
-        bed.source.address(),
-        bed.destinations[0].address(),
-        bed.destinations[1].address(),
-    ];
+    let addresses = bed.addresses();
     for milliseconds in [0, 2, 5, 10, 20, 40] {
         let (run, jobs) = (bed.run(addresses)?, bed.jobs());
         let limit = std::time::Duration::from_millis(milliseconds);

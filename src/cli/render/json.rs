@@ -1,14 +1,13 @@
 //! Progress and results as JSON lines on standard output: each an object with the field `event`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::output::{Event, Level, Progress, Renderer};
+use crate::output::{Event, Level, Renderer};
 
-use super::{Verbosity, is_shown, print_line};
+use super::{Verbosity, is_shown, pace::Pace, print_line};
 
 /// Pause between two progress objects.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -17,23 +16,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct JsonLines {
     verbosity: Verbosity,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    progress: Progress,
-    last: Instant,
+    pace: Pace,
 }
 
 impl JsonLines {
     pub(super) fn new(verbosity: Verbosity) -> Self {
         Self {
             verbosity,
-            state: Mutex::new(State {
-                progress: Progress::default(),
-                last: Instant::now(),
-            }),
+            pace: Pace::new(PAUSE),
         }
     }
 }
@@ -68,14 +58,10 @@ impl Renderer for JsonLines {
 
 impl JsonLines {
     fn progress(&self, event: &Event<'_>) -> Option<String> {
-        let mut state = self.state.lock();
-        state.progress.observe(event);
-        let is_due = matches!(event, Event::Advanced { .. }) && state.last.elapsed() >= PAUSE;
-        if !is_due || self.verbosity == Verbosity::Quiet {
+        let numbers = self.pace.observe(event)?;
+        if self.verbosity == Verbosity::Quiet {
             return None;
         }
-        state.last = Instant::now();
-        let numbers = state.progress.numbers();
         Some(line(
             "progress",
             &json!({

@@ -1,12 +1,10 @@
 //! Progress as plain lines, for logs and pipes: one every few seconds, and messages as they come.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use crate::output::{ByteSize, Event, Level, Renderer};
 
-use crate::output::{ByteSize, Event, Level, Progress, Renderer};
-
-use super::{Verbosity, is_shown};
+use super::{Verbosity, is_shown, pace::Pace};
 
 /// Pause between two lines of progress: a log of an hour stays readable.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -15,23 +13,14 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Lines {
     verbosity: Verbosity,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    progress: Progress,
-    last: Instant,
+    pace: Pace,
 }
 
 impl Lines {
     pub(super) fn new(verbosity: Verbosity) -> Self {
         Self {
             verbosity,
-            state: Mutex::new(State {
-                progress: Progress::default(),
-                last: Instant::now(),
-            }),
+            pace: Pace::new(PAUSE),
         }
     }
 }
@@ -54,11 +43,7 @@ impl Renderer for Lines {
             } => eprintln!("{}", retry_text(operation, cause, pause)),
             _ => {}
         }
-        let mut state = self.state.lock();
-        state.progress.observe(event);
-        if matches!(event, Event::Advanced { .. }) && state.last.elapsed() >= PAUSE {
-            state.last = Instant::now();
-            let numbers = state.progress.numbers();
+        if let Some(numbers) = self.pace.observe(event) {
             eprintln!(
                 "{} of {} ({} %), {} of {} blobs",
                 ByteSize(numbers.bytes_done),

@@ -3,6 +3,7 @@
 mod bars;
 mod json;
 mod lines;
+mod pace;
 
 use std::io::{self, IsTerminal, Write};
 

@@ -22,15 +22,22 @@ pub use duration::parse_duration;
 pub use limits::{
     MAX_FAILURES, MAX_IMAGES, MAX_MESSAGE_LENGTH, MAX_STATUS_BYTES, bounded, shortened,
 };
-pub use names::{ImageTag, PinnedDigest};
+pub use names::{ArchivePath, ImageTag, PinnedDigest};
 pub use spec::{
-    Access, Destination, ExistingBlobs, ImageMirror, ImageMirrorSpec, RegistrySource,
-    SecretReference, Source, Transfer,
+    Access, ArchiveImage, ArchiveSource, CacheSource, Destination, ExistingBlobs, ImageMirror,
+    ImageMirrorSpec, RegistrySource, SecretReference, Source, Transfer,
 };
 pub use status::{
     DestinationStatus, FailureStatus, ImageMirrorStatus, ImageOutcome, ImageStatus, Progress,
-    Summary,
+    ReportReference, Summary,
 };
+
+/// Annotation that asks for a run at once: any new value does, and is echoed in `status.lastHandledReconcileAt`.
+pub const REQUESTED_AT: &str = "imagepusher.io/requestedAt";
+/// The same in the words of Flux; where both are set, this one counts only when ours is absent.
+pub const REQUESTED_AT_OF_FLUX: &str = "reconcile.fluxcd.io/requestedAt";
+/// Annotation that stops the running copy: any new value does, and is echoed in `status.lastHandledCancelAt`.
+pub const CANCEL: &str = "imagepusher.io/cancel";
 
 /// The CRD as YAML, as committed and as `docker-image-pusher crd` prints it.
 #[expect(

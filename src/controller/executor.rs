@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use crate::{
     api::ImageMirrorSpec,
     cache::Cache,
-    mirror::{self, SecretDocument, ValidatedMirror},
+    mirror::{self, Given, SecretDocument, ValidatedMirror},
     output::OutputManager,
 };
 
@@ -94,7 +94,7 @@ impl Prepared for Judged {
     }
 
     fn image_count(&self) -> usize {
-        self.mirror.image_count()
+        self.mirror.image_count().unwrap_or_default()
     }
 
     fn run(
@@ -107,10 +107,15 @@ impl Prepared for Judged {
         let cache = caches.of(namespace);
         Box::pin(async move {
             let cache = cache?.with_output(output.clone());
+            let given = Given {
+                secrets,
+                ..Given::default()
+            };
             let request = mirror
-                .into_request(&secrets, &output)
+                .into_request(given, &output)
                 .map_err(|error| Failure::of(&error))?;
-            Ok(request.run(&cache).await)
+            let report = request.run(&cache).await;
+            report.map_err(|error| Failure::of(&error))
         })
     }
 }

@@ -1,5 +1,7 @@
 //! What can be wrong with a mirror before anything is copied.
 
+use std::time::Duration;
+
 use crate::{
     error::{Class, Classified},
     image, registry,
@@ -69,6 +71,20 @@ pub enum Error {
         #[source]
         source: registry::Error,
     },
+    /// The ServiceAccount that a mirror names was not given.
+    #[error("ServiceAccount {account}, named by {field}, was not found")]
+    ServiceAccountNotFound {
+        /// The ServiceAccount.
+        account: String,
+        /// Path of the field that names it.
+        field: String,
+    },
+    /// The run took longer than it may.
+    #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
+    RunTimedOut {
+        /// How long it might take.
+        timeout: Duration,
+    },
     /// A client cannot be made with what the Secrets hold.
     #[error("the registry of {field} cannot be used as given")]
     AccessInvalid {
@@ -87,7 +103,9 @@ impl Classified for Error {
             Self::InvalidSpec { .. }
             | Self::InvalidName { .. }
             | Self::DestinationConflict { .. } => Class::Config,
-            Self::SecretNotFound { .. } => Class::NotFound,
+            Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
+            // Another run goes on where this one stopped.
+            Self::RunTimedOut { .. } => Class::Network,
             // The cure lies in the Secret, outside the spec.
             Self::SecretInvalid { .. }
             | Self::SecretUnreadable { .. }
@@ -105,6 +123,8 @@ impl Classified for Error {
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }
+            | Self::ServiceAccountNotFound { .. }
+            | Self::RunTimedOut { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }
     }

@@ -1,110 +1,141 @@
-//! A validated mirror with its Secrets: clients and jobs, ready to run.
+//! A validated mirror with what only its surroundings know: ready to run.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     cache::Cache,
     output::OutputManager,
-    registry::{ClientOptions, Credential, RegistryClient},
-    transfer::{ImageJob, Registries, Run, RunReport, TransferOptions},
+    registry::Credential,
+    transfer::{Registries, Run, RunReport, TransferOptions},
 };
 
 use super::{
     Error, Result, SecretDocument,
+    access::RegistryAccess,
+    plan::Plan,
     secret::NamedSecret,
-    validate::{ValidatedAccess, ValidatedMirror},
+    validate::{ValidatedMirror, Work},
 };
+
+/// What a mirror cannot say itself: Secrets, logins of ServiceAccounts, and where archives lie.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// The Secrets that [`ValidatedMirror::secret_names`] asked for, by name.
+    pub secrets: BTreeMap<String, SecretDocument>,
+    /// The imagePullSecrets of the ServiceAccounts that [`ValidatedMirror::service_accounts`] asked for, by account.
+    pub pull_secrets: BTreeMap<String, Vec<SecretDocument>>,
+    /// Where archives lie; `None` where there is no such folder.
+    pub archives: Option<ArchiveFolder>,
+}
+
+/// The folder that paths of archives are relative to.
+#[derive(Debug, Clone)]
+pub struct ArchiveFolder {
+    /// The folder. A path never leaves it, also not by a symbolic link.
+    pub path: PathBuf,
+    /// How long a file must have stood still before it is read.
+    pub settle: Duration,
+}
+
+impl Given {
+    /// The login that a ServiceAccount has for a registry. One that none of its Secrets names is asked anonymously, as the
+    /// kubelet does.
+    pub(super) fn account_credential(
+        &self,
+        account: &str,
+        access: &RegistryAccess,
+    ) -> Result<Credential> {
+        let field = format!("{}.serviceAccountName", access.how.field);
+        let documents =
+            self.pull_secrets
+                .get(account)
+                .ok_or_else(|| Error::ServiceAccountNotFound {
+                    account: account.to_owned(),
+                    field: field.clone(),
+                })?;
+        for document in documents {
+            let secret = NamedSecret {
+                document,
+                field: field.clone(),
+            };
+            if let Some(credential) = secret.pull_credential(&access.host, &access.repository)? {
+                return Ok(credential);
+            }
+        }
+        Ok(Credential::Anonymous)
+    }
+}
 
 /// A run that only needs a cache.
 #[derive(Debug)]
 pub struct MirrorRequest {
-    jobs: Vec<ImageJob>,
+    work: Work,
+    given: Given,
     registries: Registries,
+    retry_attempts: u32,
     options: TransferOptions,
+    timeout: Duration,
     output: OutputManager,
 }
 
-impl MirrorRequest {
-    /// Carries the mirror out. Dropping the future cancels it.
-    pub async fn run(self, cache: &Cache) -> RunReport {
-        let Self {
-            jobs,
-            registries,
-            options,
-            output,
-        } = self;
-        Run::new(cache, registries, options, output)
-            .execute(&jobs)
-            .await
-    }
-}
-
-/// Makes a client for every registry access of the mirror.
+/// Puts in what only the surroundings know. Logins are looked at now where the registries are known already.
 pub(super) fn build(
     mirror: ValidatedMirror,
-    secrets: &BTreeMap<String, SecretDocument>,
+    given: Given,
     output: &OutputManager,
 ) -> Result<MirrorRequest> {
-    let mut registries = Registries::new();
-    for (id, access) in &mirror.accesses {
-        registries.insert(
-            id.clone(),
-            client(access, mirror.retry_attempts, secrets, output)?,
-        );
-    }
+    let ValidatedMirror {
+        work,
+        options,
+        retry_attempts,
+        timeout,
+        ..
+    } = mirror;
+    let registries = match &work {
+        Work::Copy(plan) => plan.registries(&given, retry_attempts, output)?,
+        Work::Extract { .. } => Registries::new(),
+    };
     Ok(MirrorRequest {
-        jobs: mirror.jobs,
+        work,
+        given,
         registries,
-        options: mirror.options,
+        retry_attempts,
+        options,
+        timeout,
         output: output.clone(),
     })
 }
 
-fn client(
-    access: &ValidatedAccess,
-    retry_attempts: u32,
-    secrets: &BTreeMap<String, SecretDocument>,
-    output: &OutputManager,
-) -> Result<RegistryClient> {
-    let mut options = ClientOptions {
-        skip_tls_verify: access.skip_tls_verify,
-        retry_attempts,
-        ..ClientOptions::default()
-    };
-    if let Some(name) = &access.secret {
-        let field = format!("{}.secretRef", access.field);
-        let secret = NamedSecret {
-            document: find(secrets, name, &field)?,
-            field: &field,
+impl MirrorRequest {
+    /// Carries the mirror out. Dropping the future cancels it. When the mirror's timeout is over, images that are not
+    /// through have failed; the others keep their outcome.
+    ///
+    /// # Errors
+    /// Of an archive: what keeps it from being read, or from being sent where it should go.
+    pub async fn run(self, cache: &Cache) -> Result<RunReport> {
+        let deadline = Instant::now() + self.timeout;
+        let (jobs, registries) = match self.work {
+            Work::Copy(plan) => (plan.jobs, self.registries),
+            Work::Extract {
+                archive,
+                destinations,
+            } => {
+                let folder = self.given.archives.as_ref();
+                let extracted = archive.extract(folder, cache, &self.output);
+                let images =
+                    timeout_at(deadline, extracted)
+                        .await
+                        .map_err(|_| Error::RunTimedOut {
+                            timeout: self.timeout,
+                        })??;
+                let plan = Plan::new(&images, None, &destinations)?;
+                let registries = plan.registries(&self.given, self.retry_attempts, &self.output)?;
+                (plan.jobs, registries)
+            }
         };
-        options.credential = secret.credential(&access.host, &access.repository)?;
-    } else {
-        options.credential = Credential::Anonymous;
+        let run = Run::new(cache, registries, self.options, self.output);
+        Ok(run.until(deadline, self.timeout).execute(&jobs).await)
     }
-    if let Some(name) = &access.cert_secret {
-        let field = format!("{}.certSecretRef", access.field);
-        let secret = NamedSecret {
-            document: find(secrets, name, &field)?,
-            field: &field,
-        };
-        secret.require_certificates()?;
-        options.ca_certificates = secret.certificate_authorities()?.into_iter().collect();
-        options.client_identity = secret.client_identity()?;
-    }
-    let invalid = |source| Error::AccessInvalid {
-        field: access.field.clone(),
-        source,
-    };
-    RegistryClient::new(access.endpoint.clone(), options, output.clone()).map_err(invalid)
-}
-
-fn find<'a>(
-    secrets: &'a BTreeMap<String, SecretDocument>,
-    name: &str,
-    field: &str,
-) -> Result<&'a SecretDocument> {
-    secrets.get(name).ok_or_else(|| Error::SecretNotFound {
-        secret: name.to_owned(),
-        field: field.to_owned(),
-    })
 }

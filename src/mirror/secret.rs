@@ -35,17 +35,17 @@ impl fmt::Debug for SecretDocument {
 }
 
 /// A Secret with the field that names it, for messages.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct NamedSecret<'a> {
     pub(super) document: &'a SecretDocument,
-    pub(super) field: &'a str,
+    pub(super) field: String,
 }
 
 impl NamedSecret<'_> {
     fn invalid(&self, reason: impl Into<String>) -> Error {
         Error::SecretInvalid {
             secret: self.document.name.clone(),
-            field: self.field.to_owned(),
+            field: self.field.clone(),
             reason: reason.into(),
         }
     }
@@ -89,18 +89,28 @@ impl NamedSecret<'_> {
     }
 
     fn docker_config(&self, host: &Host, repository: &RepositoryPath) -> Result<Credential> {
-        let content = self.text(".dockerconfigjson")?;
-        let config =
-            DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
-                secret: self.document.name.clone(),
-                field: self.field.to_owned(),
-                source,
-            })?;
-        config.credential_for(host, repository).ok_or_else(|| {
+        let credential = self.pull_credential(host, repository)?;
+        credential.ok_or_else(|| {
             self.invalid(format!(
                 "its .dockerconfigjson holds no login for {host}/{repository}"
             ))
         })
+    }
+
+    /// The login for a repository, if the Secret, which is an imagePullSecret, has one.
+    pub(super) fn pull_credential(
+        &self,
+        host: &Host,
+        repository: &RepositoryPath,
+    ) -> Result<Option<Credential>> {
+        let content = self.text(".dockerconfigjson")?;
+        let config =
+            DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
+                secret: self.document.name.clone(),
+                field: self.field.clone(),
+                source,
+            })?;
+        Ok(config.credential_for(host, repository))
     }
 
     /// The certificate authorities to trust, PEM.
@@ -162,7 +172,7 @@ mod tests {
     fn credential(document: &SecretDocument) -> Result<Credential> {
         let named = NamedSecret {
             document,
-            field: "spec.source.registry.secretRef",
+            field: "spec.source.registry.secretRef".to_owned(),
         };
         named.credential(&host(), &path())
     }

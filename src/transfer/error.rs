@@ -102,6 +102,14 @@ pub enum Error {
         /// What is missing.
         digest: Digest,
     },
+    /// The run's time was over before the image was through.
+    #[error("{image} was not copied within the timeout of {} s: what is there stays, another run goes on from it", .timeout.as_secs())]
+    RunTimedOut {
+        /// The image as the cache names it.
+        image: ImageName,
+        /// How long the run might take.
+        timeout: Duration,
+    },
     /// A job names a registry access that the run was not given.
     #[error("no client was given for the registry access '{name}'")]
     RegistryMissing {
@@ -128,6 +136,8 @@ impl Classified for Error {
             Self::Cache { source, .. } => source.class(),
             Self::Manifest { source, .. } => source.class(),
             Self::IndexTooDeep { .. } | Self::IndexTooLarge { .. } => Class::Policy,
+            // As with a slow network, another attempt may get through.
+            Self::RunTimedOut { .. } => Class::Network,
             Self::CachedImageUnknown { .. } | Self::CachedImageIncomplete { .. } => Class::NotFound,
             Self::TargetInvalid { .. } | Self::RegistryMissing { .. } => Class::Config,
         }
@@ -144,6 +154,7 @@ impl Classified for Error {
             | Self::CachedImageUnknown { .. }
             | Self::CachedImageIncomplete { .. }
             | Self::TargetInvalid { .. }
+            | Self::RunTimedOut { .. }
             | Self::RegistryMissing { .. } => self.into(),
         }
     }

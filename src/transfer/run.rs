@@ -1,10 +1,10 @@
 //! One run: all jobs at once, each image looked up, fetched and sent to its destinations, nothing moved twice.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     cache::{Cache, StoreGuard},
@@ -33,6 +33,7 @@ pub struct Run {
     pub(super) output: OutputManager,
     pub(super) options: TransferOptions,
     registries: Registries,
+    deadline: Option<Deadline>,
     /// One permit per blob transfer, over all images and directions.
     pub(super) slots: Semaphore,
     /// Who fetches which blob: images of one run often share layers.
@@ -41,6 +42,13 @@ pub struct Run {
     pub(super) uploads: KeyedLock<UploadKey>,
     /// What this run sent or found there: it is not asked about again.
     pub(super) sent: Mutex<HashSet<UploadKey>>,
+}
+
+/// When a run is over, whatever it has left to do.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    timeout: Duration,
 }
 
 impl Run {
@@ -56,11 +64,19 @@ impl Run {
             output,
             options,
             registries,
+            deadline: None,
             slots: Semaphore::new(options.max_concurrent.max(1)),
             downloads: KeyedLock::default(),
             uploads: KeyedLock::default(),
             sent: Mutex::default(),
         }
+    }
+
+    /// Gives up on images that are not through at `at`; `timeout` is what the user said.
+    #[must_use]
+    pub const fn until(mut self, at: Instant, timeout: Duration) -> Self {
+        self.deadline = Some(Deadline { at, timeout });
+        self
     }
 
     /// Works on all jobs and tells what became of each, in their order. Never fails as a whole.
@@ -114,7 +130,7 @@ impl Run {
 
     /// Works on one job; every error becomes an outcome.
     async fn image_report(&self, job: &ImageJob) -> ImageReport {
-        let copied = self.copy(job).await;
+        let copied = self.copy_in_time(job).await;
         let fetched = match copied.fetched {
             Ok(true) => Outcome::Copied,
             Ok(false) => Outcome::UpToDate,
@@ -161,6 +177,17 @@ impl Run {
             fetched,
             destinations,
         }
+    }
+
+    async fn copy_in_time(&self, job: &ImageJob) -> Copied {
+        let Some(Deadline { at, timeout }) = self.deadline else {
+            return self.copy(job).await;
+        };
+        let copied = tokio::time::timeout_at(at, self.copy(job)).await;
+        copied.unwrap_or_else(|_| {
+            let image = job.cached.clone();
+            Copied::not_fetched(None, Error::RunTimedOut { image, timeout })
+        })
     }
 
     /// Copies one image, with typed errors. `Ok(true)` means that something moved.

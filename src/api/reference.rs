@@ -85,7 +85,7 @@ fn messages(schema: &Value) -> impl Iterator<Item = &str> {
 /// The type; bounds stand in the description, since `kubectl explain` shows no others.
 fn kind(schema: &Value) -> String {
     match text(&schema["type"]) {
-        "array" => format!("list of {}s", kind(&schema["items"])),
+        "array" => format!("list of {}", kind(&schema["items"])),
         "string" if schema["format"] == "date-time" => "time".to_owned(),
         "object" => only_property(schema)
             .map_or_else(|| "object".to_owned(), |name| format!("`{{{name}: ...}}`")),

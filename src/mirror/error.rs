@@ -1,6 +1,6 @@
 //! What can be wrong with a mirror before anything is copied.
 
-use std::time::Duration;
+use std::{io, path::PathBuf, time::Duration};
 
 use crate::{
     error::{Class, Classified},
@@ -79,6 +79,40 @@ pub enum Error {
         /// Path of the field that names it.
         field: String,
     },
+    /// There is no folder for archives.
+    #[error(
+        "there is no folder to look for {path} in: start the operator with --archive-dir, and `sync` with files or with \
+         --archive-dir"
+    )]
+    ArchiveFolderMissing {
+        /// The archive.
+        path: String,
+    },
+    /// The archive is not there.
+    #[error("there is no archive {path} in {}: put it there, or correct spec.source.archive.path", .folder.display())]
+    ArchiveNotFound {
+        /// The archive.
+        path: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// The path of an archive is none that is followed.
+    #[error("the archive {path} {what}: put the file itself there")]
+    ArchivePathRefused {
+        /// The archive.
+        path: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The archive cannot be opened.
+    #[error("the archive {path} cannot be read")]
+    ArchiveUnreadable {
+        /// The archive.
+        path: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// The run took longer than it may.
     #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
     RunTimedOut {
@@ -104,6 +138,11 @@ impl Classified for Error {
             | Self::InvalidName { .. }
             | Self::DestinationConflict { .. } => Class::Config,
             Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
+            // Nothing changes before somebody puts another file there.
+            Self::ArchivePathRefused { .. } => Class::Archive,
+            Self::ArchiveNotFound { .. } => Class::NotFound,
+            Self::ArchiveFolderMissing { .. } => Class::Policy,
+            Self::ArchiveUnreadable { .. } => Class::Storage,
             // Another run goes on where this one stopped.
             Self::RunTimedOut { .. } => Class::Network,
             // The cure lies in the Secret, outside the spec.
@@ -125,6 +164,10 @@ impl Classified for Error {
             | Self::SecretNotFound { .. }
             | Self::ServiceAccountNotFound { .. }
             | Self::RunTimedOut { .. }
+            | Self::ArchiveFolderMissing { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnreadable { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }
     }

@@ -8,6 +8,7 @@ mod access;
 mod archive;
 mod destination;
 mod error;
+mod folder;
 mod plan;
 mod report;
 mod request;
@@ -17,10 +18,11 @@ mod template;
 mod validate;
 
 pub use error::{Error, Result};
+pub use folder::ArchiveFolder;
 pub use report::{
     DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, ReportedFailure,
     Totals,
 };
-pub use request::{ArchiveFolder, Given, MirrorRequest};
+pub use request::{Given, MirrorRequest};
 pub use secret::SecretDocument;
 pub use validate::{ValidatedMirror, validate};

@@ -1,6 +1,6 @@
 //! A validated mirror with what only its surroundings know: ready to run.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    Error, Result, SecretDocument,
+    ArchiveFolder, Error, Result, SecretDocument,
     access::RegistryAccess,
     plan::Plan,
     secret::NamedSecret,
@@ -28,15 +28,6 @@ pub struct Given {
     pub pull_secrets: BTreeMap<String, Vec<SecretDocument>>,
     /// Where archives lie; `None` where there is no such folder.
     pub archives: Option<ArchiveFolder>,
-}
-
-/// The folder that paths of archives are relative to.
-#[derive(Debug, Clone)]
-pub struct ArchiveFolder {
-    /// The folder. A path never leaves it, also not by a symbolic link.
-    pub path: PathBuf,
-    /// How long a file must have stood still before it is read.
-    pub settle: Duration,
 }
 
 impl Given {

@@ -50,6 +50,25 @@ pub enum Usage {
         #[source]
         source: std::io::Error,
     },
+    /// A certificate without its key, or a key without its certificate.
+    #[error(
+        "{given} needs {missing} beside it: our own certificate is of no use without its key, nor the key without it"
+    )]
+    ClientCertificateIncomplete {
+        /// The option or file that is there.
+        given: String,
+        /// The option or file that is not.
+        missing: String,
+    },
+    /// A folder with certificates, or a file in it, cannot be read.
+    #[error("could not read {path}, where docker and podman keep certificates for this registry")]
+    CertificatesUnreadable {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// A login file cannot be read.
     #[error("could not read the login file {path}")]
     LoginFileUnreadable {
@@ -119,6 +138,8 @@ impl Classified for Usage {
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
             | Self::FileUnreadable { .. }
+            | Self::ClientCertificateIncomplete { .. }
+            | Self::CertificatesUnreadable { .. }
             | Self::LoginFileUnreadable { .. } => self.into(),
         }
     }

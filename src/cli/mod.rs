@@ -5,6 +5,7 @@
 //! standard output.
 
 mod access;
+mod certificates;
 mod clean;
 mod completions;
 mod controller;

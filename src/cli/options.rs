@@ -123,6 +123,13 @@ pub(super) struct RegistryOptions {
     /// Do not verify the registry's certificate
     #[arg(long, env = "IMAGE_PUSHER_SKIP_TLS", value_parser = FalseyValueParser::new(), help_heading = "Access")]
     pub(super) skip_tls: bool,
+    #[command(flatten)]
+    pub(super) certificates: CertificateOptions,
+}
+
+/// Which certificates are trusted and shown, beside those in the folders of docker and podman.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct CertificateOptions {
     /// File with CA certificates (PEM) to trust beside those of the system
     #[arg(
         long,
@@ -131,6 +138,22 @@ pub(super) struct RegistryOptions {
         help_heading = "Access"
     )]
     pub(super) ca_file: Option<PathBuf>,
+    /// File with our own certificate (PEM), for a registry that asks for one
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_CERT_FILE",
+        value_name = "FILE",
+        help_heading = "Access"
+    )]
+    pub(super) cert_file: Option<PathBuf>,
+    /// File with the key (PEM) of our own certificate
+    #[arg(
+        long,
+        env = "IMAGE_PUSHER_KEY_FILE",
+        value_name = "FILE",
+        help_heading = "Access"
+    )]
+    pub(super) key_file: Option<PathBuf>,
 }
 
 /// How a password is given.

@@ -15,7 +15,7 @@ use super::{
     Answer, Endpoint, Retry,
     auth::Auth,
     body,
-    connect::{self, ClientOptions},
+    connect::{self, Client, ClientOptions},
     error::Result,
     scope::{Access, Scope},
     transport::Gate,
@@ -28,7 +28,7 @@ const API_VERSION_HEADER: &str = "docker-distribution-api-version";
 /// registry.
 #[derive(Debug, Clone)]
 pub struct RegistryClient {
-    pub(super) client: reqwest::Client,
+    pub(super) client: Client,
     pub(super) auth: Auth,
     pub(super) address: String,
     pub(super) output: OutputManager,

@@ -9,7 +9,8 @@ use reqwest::Request;
 use super::{
     Answer, RegistryClient,
     challenge::Challenge,
-    error::{Error, Operation},
+    error::{Cause, Error, Operation},
+    proxy::Hop,
     wire,
 };
 
@@ -22,24 +23,66 @@ impl RegistryClient {
         if self.shared.is_reached() {
             return error;
         }
+        if let Error::ProxyRefused { operation, .. } = &error {
+            return match self.refusal_of_proxy().await {
+                Some(said) => Error::ProxyRefused {
+                    operation: operation.clone(),
+                    said,
+                },
+                None => error,
+            };
+        }
         let Some(operation) = oddity(&error).cloned() else {
             return error;
         };
         if self.shared.endpoint.is_plain_http() && self.speaks_tls().await {
             return Error::TlsRequired { operation };
         }
-        let Ok(root) = self.ping().await else {
-            return error;
+        let root = match self.ping().await {
+            Ok(root) => root,
+            // Whether a connection ends before or after the reason is told is a matter of luck.
+            Err(Error::ClientCertificateRefused { source, .. }) => {
+                return Error::ClientCertificateRefused { operation, source };
+            }
+            Err(_) => return error,
         };
         self.shared.note_answer(&root);
         // A registry asks for a login or says that all is well, and never with a page.
         let asks_for_login = root.status() == 401 && !Challenge::all(root.headers()).is_empty();
         let answer = Answer::read(root).await;
         let is_well = answer.status().is_success() && !answer.is_web_page();
-        if asks_for_login || is_well || answer.status().is_server_error() {
+        if asks_for_login || is_well {
+            return error;
+        }
+        if answer.wants_certificate() && !self.shared.endpoint.is_plain_http() {
+            let source = Cause::said(&answer);
+            return Error::ClientCertificateRefused { operation, source };
+        }
+        // What is asked for in plain is answered by the proxy where the registry does not answer.
+        if let Some(hop) = self.answering_hop().filter(|_| answer.is_web_page()) {
+            return Error::ProxyRefused {
+                operation: operation.through(hop.proxy()),
+                said: answer.to_string(),
+            };
+        }
+        if answer.status().is_server_error() {
             return error;
         }
         Error::NotARegistry { operation, answer }
+    }
+
+    /// The proxy through which the registry is asked in plain, so that it could have answered itself.
+    fn answering_hop(&self) -> Option<&Hop> {
+        let hop = self.client.routes.hop(&self.shared.base)?;
+        self.shared.endpoint.is_plain_http().then_some(hop)
+    }
+
+    /// What the proxy says when it is asked for a connection to the registry: the HTTP library keeps that to itself.
+    async fn refusal_of_proxy(&self) -> Option<String> {
+        let hop = self.client.routes.hop(&self.shared.base)?;
+        let asked = hop.proxy().ask_for_tunnel(&self.shared.base);
+        let status = tokio::time::timeout(PROBE_LIMIT, asked).await.ok()??;
+        (!status.is_success()).then(|| status.to_string())
     }
 
     /// Whether the other side, asked for plain HTTP, would rather speak TLS. Nothing but the root of the API is asked for.
@@ -79,6 +122,9 @@ fn oddity(error: &Error) -> Option<&Operation> {
         | Error::AuthenticationRequired { operation, answer }
         | Error::AuthenticationFailed { operation, answer }
         | Error::AccessDenied {
+            operation, answer, ..
+        }
+        | Error::RegistryUnavailable {
             operation, answer, ..
         } if answer.is_web_page() => Some(operation),
         _ => None,

@@ -2,7 +2,8 @@
 
 use std::{error::Error as StdError, future::Future, io, pin::pin, time::Duration};
 
-use reqwest::{Client, Request, Response};
+use http::StatusCode;
+use reqwest::{Request, Response};
 use rustls::{AlertDescription, CertificateError};
 use tokio::time::Instant;
 use tracing::debug;
@@ -13,7 +14,7 @@ use crate::output::Transfer;
 use super::{
     blob_source::{Meter, Sent},
     body::IDLE_LIMIT,
-    connect::CONNECT_LIMIT,
+    connect::{CONNECT_LIMIT, Client},
     error::{Cause, Error, Operation, Result},
     tls,
 };
@@ -39,11 +40,13 @@ pub(super) async fn exchange(
         .and_then(reqwest::Body::as_bytes)
         .map_or(0, <[u8]>::len);
     let limit = HEADER_LIMIT + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
+    let operation = &client.on_the_way(operation, request.url());
     logged(
         request,
         operation,
-        async |request| match tokio::time::timeout(limit, client.execute(request)).await {
-            Ok(result) => result.map_err(|error| failure(operation, &error)),
+        async |request| match tokio::time::timeout(limit, client.execute(request, operation)).await
+        {
+            Ok(result) => result,
             Err(_) => Err(stalled(operation, false, limit)),
         },
     )
@@ -58,15 +61,61 @@ pub(super) async fn exchange_blob(
     meter: Meter,
     progress: &Transfer,
 ) -> Result<Response> {
+    let operation = &client.on_the_way(operation, request.url());
     logged(request, operation, async move |request| {
-        watched(client.execute(request), operation, meter, progress).await
+        watched(
+            client.execute(request, operation),
+            operation,
+            meter,
+            progress,
+        )
+        .await
     })
     .await
 }
 
+impl Client {
+    /// An operation, with the proxy if its URL is asked through one: what fails on the way may have failed there.
+    fn on_the_way(&self, operation: &Operation, url: &Url) -> Operation {
+        self.routes
+            .hop(url)
+            .map_or_else(|| operation.clone(), |hop| operation.through(hop.proxy()))
+    }
+
+    /// Sends a request. An answer is the registry's own, a proxy's refusal is an error.
+    async fn execute(&self, request: Request, operation: &Operation) -> Result<Response> {
+        let Some(hop) = self.routes.hop(request.url()) else {
+            let result = self.http.execute(request).await;
+            return result.map_err(|error| failure(operation, &error));
+        };
+        let refused = || Error::ProxyAuthenticationRequired {
+            operation: operation.clone(),
+        };
+        if hop.is_login_refused() {
+            return Err(refused());
+        }
+        let is_tunnelled = request.url().scheme() == "https";
+        let result = match self.http.execute(request).await {
+            // Through a tunnel it would be the registry's.
+            Ok(response)
+                if !is_tunnelled
+                    && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED =>
+            {
+                Err(refused())
+            }
+            Ok(response) => Ok(response),
+            Err(error) => Err(failure_with_proxy(operation, &error, is_tunnelled)),
+        };
+        if let Err(Error::ProxyAuthenticationRequired { .. }) = result {
+            hop.note_refused_login();
+        }
+        result
+    }
+}
+
 /// Drives an upload while looking at what it has taken so far.
 async fn watched(
-    send: impl Future<Output = reqwest::Result<Response>>,
+    send: impl Future<Output = Result<Response>>,
     operation: &Operation,
     mut meter: Meter,
     progress: &Transfer,
@@ -89,7 +138,7 @@ async fn watched(
                 limit = if sending { IDLE_LIMIT } else { COMMIT_LIMIT };
                 deadline = Instant::now() + limit;
             }
-            result = &mut send => break result.map_err(|error| failure(operation, &error)),
+            result = &mut send => break result,
             () = tokio::time::sleep_until(deadline) => break Err(stalled(operation, sending, limit)),
         }
     };
@@ -177,6 +226,34 @@ pub(super) fn failure(operation: &Operation, error: &reqwest::Error) -> Error {
         }
     }
     Error::ConnectionFailed { operation, source }
+}
+
+/// The same for a request that goes through a proxy: before there is a connection to the registry, it is the proxy that
+/// failed.
+fn failure_with_proxy(operation: &Operation, error: &reqwest::Error, is_tunnelled: bool) -> Error {
+    let unreachable = || Error::ProxyUnreachable {
+        operation: operation.clone(),
+        source: Cause::of(error),
+    };
+    // The library has no type for this outside its own crate, so its words are looked for; a test notices when they change.
+    let tunnel = causes(error).find_map(|cause| {
+        let text = cause.to_string();
+        text.strip_prefix("tunnel error: ").map(str::to_owned)
+    });
+    match tunnel.as_deref() {
+        Some("proxy authorization required") => Error::ProxyAuthenticationRequired {
+            operation: operation.clone(),
+        },
+        Some("unsuccessful") => Error::ProxyRefused {
+            operation: operation.clone(),
+            said: "it opens no connection to there".to_owned(),
+        },
+        Some(_) => unreachable(),
+        None if is_tunnelled || !error.is_connect() || error.is_timeout() => {
+            failure(operation, error)
+        }
+        None => unreachable(),
+    }
 }
 
 /// The error and everything below it. `io::Error` does not name what it wraps as its source, so it is opened by hand.

@@ -23,18 +23,14 @@ impl RegistryClient {
         if self.shared.is_reached() {
             return error;
         }
-        if let Error::ProxyRefused { operation, .. } = &error {
-            return match self.refusal_of_proxy().await {
-                Some(said) => Error::ProxyRefused {
-                    operation: operation.clone(),
-                    said,
-                },
-                None => error,
-            };
-        }
         let Some(operation) = oddity(&error).cloned() else {
             return error;
         };
+        if self.wants_login_at_proxy().await {
+            return Error::ProxyAuthenticationRequired {
+                operation: self.on_the_way(&operation),
+            };
+        }
         if self.shared.endpoint.is_plain_http() && self.speaks_tls().await {
             return Error::TlsRequired { operation };
         }
@@ -59,10 +55,11 @@ impl RegistryClient {
             return Error::ClientCertificateRefused { operation, source };
         }
         // What is asked for in plain is answered by the proxy where the registry does not answer.
-        if let Some(hop) = self.answering_hop().filter(|_| answer.is_web_page()) {
+        if self.answering_hop().is_some() && answer.is_web_page() {
             return Error::ProxyRefused {
-                operation: operation.through(hop.proxy()),
+                operation: self.on_the_way(&operation),
                 said: answer.to_string(),
+                is_denied: answer.status().is_client_error(),
             };
         }
         if answer.status().is_server_error() {
@@ -71,18 +68,25 @@ impl RegistryClient {
         Error::NotARegistry { operation, answer }
     }
 
+    /// The operation with the proxy, if there is one.
+    fn on_the_way(&self, operation: &Operation) -> Operation {
+        self.client.on_the_way(operation, &self.shared.base)
+    }
+
     /// The proxy through which the registry is asked in plain, so that it could have answered itself.
     fn answering_hop(&self) -> Option<&Hop> {
         let hop = self.client.routes.hop(&self.shared.base)?;
         self.shared.endpoint.is_plain_http().then_some(hop)
     }
 
-    /// What the proxy says when it is asked for a connection to the registry: the HTTP library keeps that to itself.
-    async fn refusal_of_proxy(&self) -> Option<String> {
-        let hop = self.client.routes.hop(&self.shared.base)?;
-        let asked = hop.proxy().ask_for_tunnel(&self.shared.base);
-        let status = tokio::time::timeout(PROBE_LIMIT, asked).await.ok()??;
-        (!status.is_success()).then(|| status.to_string())
+    /// Whether a 401 that came in plain was the proxy's: tinyproxy says so to a wrong login. Asked for a tunnel, a proxy cannot
+    /// but answer itself.
+    async fn wants_login_at_proxy(&self) -> bool {
+        let Some(hop) = self.answering_hop() else {
+            return false;
+        };
+        let status = hop.proxy().ask_for_tunnel(&self.shared.base).await;
+        matches!(status.map(|status| status.as_u16()), Some(401 | 407))
     }
 
     /// Whether the other side, asked for plain HTTP, would rather speak TLS. Nothing but the root of the API is asked for.

@@ -266,7 +266,7 @@ pub enum Error {
     },
     /// The proxy wants a login, or another than the one it got.
     #[error(
-        "could not {operation}: the proxy asks for a login, or does not accept ours (407); check the user name and password \
+        "could not {operation}: the proxy asks for a login, or does not accept ours; check the user name and password \
          of the proxy"
     )]
     ProxyAuthenticationRequired {
@@ -283,6 +283,8 @@ pub enum Error {
         operation: Operation,
         /// What the proxy answered.
         said: String,
+        /// Whether it does not want to, rather than cannot.
+        is_denied: bool,
     },
 
     // Who we are.
@@ -611,8 +613,9 @@ impl Classified for Error {
             | Self::TransferStalled { .. }
             | Self::TlsHandshakeFailed { .. }
             | Self::ProxyUnreachable { .. }
-            // The proxy may not reach the registry for a moment; whether it never will is not told.
-            | Self::ProxyRefused { .. }
+            | Self::ProxyRefused {
+                is_denied: false, ..
+            }
             | Self::RegistryUnavailable { .. }
             | Self::UploadSessionLost { .. }
             // Eventual consistency: mostly there a moment later (registry rule M9).
@@ -633,6 +636,9 @@ impl Classified for Error {
             Self::NotTls { .. }
             | Self::TlsRequired { .. }
             | Self::CertificateInvalid { .. }
+            | Self::ProxyRefused {
+                is_denied: true, ..
+            }
             | Self::TagImmutable { .. }
             | Self::ManifestRejected { .. }
             | Self::RequestTooLarge { .. }

@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -31,6 +32,9 @@ use super::{
 
 /// Where the status ends in an answer: `HTTP/1.1 407`.
 const STATUS_END: usize = 12;
+
+/// For the user waits for an error that is known already, only not in full.
+const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Which proxy the requests of a client go through; it holds for the registry, its token service and its storage alike.
 #[derive(Debug, Clone, Default)]
@@ -93,9 +97,14 @@ impl Proxy {
             .is_some_and(|host| address::is_loopback(&host))
     }
 
-    /// Asks for a connection to the host of `url`; the status of the answer, if there is one. Without TLS on the way to the
-    /// proxy only.
+    /// Asks for a connection to the host of `url`; the status of the answer, if there is one. Only the proxy itself can
+    /// answer this. Without TLS on the way to the proxy only.
     pub(super) async fn ask_for_tunnel(&self, url: &Url) -> Option<StatusCode> {
+        let asked = tokio::time::timeout(PROBE_LIMIT, self.tunnel_status(url));
+        asked.await.ok().flatten()
+    }
+
+    async fn tunnel_status(&self, url: &Url) -> Option<StatusCode> {
         if self.url.scheme() != "http" {
             return None;
         }

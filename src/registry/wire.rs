@@ -16,6 +16,7 @@ use super::{
     body::IDLE_LIMIT,
     connect::{CONNECT_LIMIT, Client},
     error::{Cause, Error, Operation, Result},
+    proxy::Proxy,
     tls,
 };
 
@@ -76,7 +77,7 @@ pub(super) async fn exchange_blob(
 
 impl Client {
     /// An operation, with the proxy if its URL is asked through one: what fails on the way may have failed there.
-    fn on_the_way(&self, operation: &Operation, url: &Url) -> Operation {
+    pub(super) fn on_the_way(&self, operation: &Operation, url: &Url) -> Operation {
         self.routes
             .hop(url)
             .map_or_else(|| operation.clone(), |hop| operation.through(hop.proxy()))
@@ -94,7 +95,8 @@ impl Client {
         if hop.is_login_refused() {
             return Err(refused());
         }
-        let is_tunnelled = request.url().scheme() == "https";
+        let url = request.url().clone();
+        let is_tunnelled = url.scheme() == "https";
         let result = match self.http.execute(request).await {
             // Through a tunnel it would be the registry's.
             Ok(response)
@@ -104,7 +106,15 @@ impl Client {
                 Err(refused())
             }
             Ok(response) => Ok(response),
-            Err(error) => Err(failure_with_proxy(operation, &error, is_tunnelled)),
+            Err(error) => match Trouble::of(&error, is_tunnelled) {
+                Trouble::LoginWanted => Err(refused()),
+                Trouble::Refusal => Err(refusal(hop.proxy(), &url, operation).await),
+                Trouble::Unreachable => Err(Error::ProxyUnreachable {
+                    operation: operation.clone(),
+                    source: Cause::of(&error),
+                }),
+                Trouble::None => Err(failure(operation, &error)),
+            },
         };
         if let Err(Error::ProxyAuthenticationRequired { .. }) = result {
             hop.note_refused_login();
@@ -228,31 +238,51 @@ pub(super) fn failure(operation: &Operation, error: &reqwest::Error) -> Error {
     Error::ConnectionFailed { operation, source }
 }
 
-/// The same for a request that goes through a proxy: before there is a connection to the registry, it is the proxy that
-/// failed.
-fn failure_with_proxy(operation: &Operation, error: &reqwest::Error, is_tunnelled: bool) -> Error {
-    let unreachable = || Error::ProxyUnreachable {
-        operation: operation.clone(),
-        source: Cause::of(error),
-    };
-    // The library has no type for this outside its own crate, so its words are looked for; a test notices when they change.
-    let tunnel = causes(error).find_map(|cause| {
-        let text = cause.to_string();
-        text.strip_prefix("tunnel error: ").map(str::to_owned)
-    });
-    match tunnel.as_deref() {
-        Some("proxy authorization required") => Error::ProxyAuthenticationRequired {
-            operation: operation.clone(),
-        },
-        Some("unsuccessful") => Error::ProxyRefused {
-            operation: operation.clone(),
-            said: "it opens no connection to there".to_owned(),
-        },
-        Some(_) => unreachable(),
-        None if is_tunnelled || !error.is_connect() || error.is_timeout() => {
-            failure(operation, error)
+/// What a proxy has to do with a failure. Before there is a connection to the registry, it is the proxy that failed.
+enum Trouble {
+    None,
+    Unreachable,
+    LoginWanted,
+    Refusal,
+}
+
+impl Trouble {
+    fn of(error: &reqwest::Error, is_tunnelled: bool) -> Self {
+        // The library has no type for this outside its own crate, so its words are looked for; a test notices when they
+        // change.
+        let tunnel = causes(error).find_map(|cause| {
+            let text = cause.to_string();
+            text.strip_prefix("tunnel error: ").map(str::to_owned)
+        });
+        match tunnel.as_deref() {
+            Some("proxy authorization required") => Self::LoginWanted,
+            Some("unsuccessful") => Self::Refusal,
+            Some(_) => Self::Unreachable,
+            None if is_tunnelled || !error.is_connect() || error.is_timeout() => Self::None,
+            None => Self::Unreachable,
         }
-        None => unreachable(),
+    }
+}
+
+/// What it means that a proxy opens no connection to the host of `url`. The library keeps the proxy's answer to itself, so
+/// the proxy is asked once more.
+async fn refusal(proxy: &Proxy, url: &Url, operation: &Operation) -> Error {
+    let operation = operation.clone();
+    match proxy.ask_for_tunnel(url).await {
+        // Some proxies say so to a wrong login (tinyproxy), and no registry is asked yet that could.
+        Some(StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
+            Error::ProxyAuthenticationRequired { operation }
+        }
+        Some(status) if !status.is_success() => Error::ProxyRefused {
+            operation,
+            said: status.to_string(),
+            is_denied: status.is_client_error(),
+        },
+        _ => Error::ProxyRefused {
+            operation,
+            said: "it opens no connection to there".to_owned(),
+            is_denied: false,
+        },
     }
 }
 
@@ -299,6 +329,11 @@ fn certificate_problem(problem: &CertificateError) -> &'static str {
     match problem {
         CertificateError::UnknownIssuer => {
             "its certificate is not signed by a trusted authority; give the registry's CA certificate, or skip TLS verification"
+        }
+        // Of two authorities with one name the trusted one was tried.
+        CertificateError::BadSignature => {
+            "its certificate is not signed by a trusted authority, but by another one of the same name; give the registry's CA \
+             certificate, or skip TLS verification"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "its certificate has expired; renew it there, or skip TLS verification"

@@ -14,10 +14,13 @@ mod support;
 
 mod access;
 mod bad_input;
+mod behind_nginx;
 mod cache_commands;
+mod certificates;
 mod commands;
 mod interrupt;
 mod memory;
 mod options;
 mod output;
+mod proxies;
 mod round_trip;

@@ -238,6 +238,22 @@ async fn a_login_that_the_proxy_does_not_accept_is_told_and_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_login_that_the_proxy_refuses_like_a_registry_is_still_the_proxys() {
+    // tinyproxy does.
+    let answer = "HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Type: text/html\r\n\r\n<html>";
+    let proxy = Tunnel::refusing(answer).await;
+    for scheme in ["http", "https"] {
+        let client = client_at(
+            &format!("{scheme}://registry.invalid"),
+            through(proxy.address),
+        );
+        let failed = failure_of(&client).await;
+        let reason = "ProxyAuthenticationRequired";
+        assert_names_the_proxy(&failed, reason, Class::Auth, proxy.address);
+    }
+}
+
+#[tokio::test]
 async fn a_407_of_a_registry_without_a_proxy_is_an_answer_like_another() {
     let registry = Server::start(|_| status(407)).await;
     let failed = failure_of(&registry.client()).await;
@@ -281,9 +297,22 @@ async fn a_proxy_that_is_not_there_is_told_as_such() {
 
 #[tokio::test]
 async fn a_proxy_that_lets_nobody_through_is_quoted() {
-    for (answer, expected) in [
-        ("HTTP/1.1 403 Filtered\r\n\r\n", "403 Forbidden"),
-        ("HTTP/1.0 502 Bad Gateway\r\n\r\n", "502 Bad Gateway"),
+    for (answer, expected, class) in [
+        (
+            "HTTP/1.1 403 Filtered\r\n\r\n",
+            "403 Forbidden",
+            Class::Policy,
+        ),
+        (
+            "HTTP/1.0 502 Bad Gateway\r\n\r\n",
+            "502 Bad Gateway",
+            Class::Network,
+        ),
+        (
+            "SSH-2.0-OpenSSH_9.2\r\n",
+            "opens no connection",
+            Class::Network,
+        ),
     ] {
         let proxy = Tunnel::refusing(answer).await;
         let failed = failure_of(&client_at(
@@ -291,10 +320,15 @@ async fn a_proxy_that_lets_nobody_through_is_quoted() {
             through(proxy.address),
         ))
         .await;
-        assert_names_the_proxy(&failed, "ProxyRefused", Class::Network, proxy.address);
+        assert_names_the_proxy(&failed, "ProxyRefused", class, proxy.address);
         assert!(failed.to_string().contains(expected), "{failed}");
     }
-    for code in [403, 500, 502, 503] {
+    for (code, class) in [
+        (403, Class::Policy),
+        (500, Class::Network),
+        (502, Class::Network),
+        (503, Class::Network),
+    ] {
         let proxy = Server::start(move |_| {
             let status = StatusCode::from_u16(code).unwrap();
             reply(status, &[("content-type", "text/html")], "<html>")
@@ -305,7 +339,7 @@ async fn a_proxy_that_lets_nobody_through_is_quoted() {
             through(proxy.address),
         ))
         .await;
-        assert_names_the_proxy(&failed, "ProxyRefused", Class::Network, proxy.address);
+        assert_names_the_proxy(&failed, "ProxyRefused", class, proxy.address);
         assert!(failed.to_string().contains(&code.to_string()), "{failed}");
     }
 }

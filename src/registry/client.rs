@@ -192,6 +192,7 @@ mod tests {
         let (repository, tag, blob, progress) =
             (repository(), tag(), descriptor(b""), upload_progress());
         check(client.head_manifest(&repository, &tag));
+        check(client.find_manifest(&repository, &tag));
         check(client.get_manifest(&repository, &tag));
         check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
         check(client.has_blob(&repository, &blob));

@@ -519,10 +519,6 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn login() -> Option<(String, SecretString)> {
-        Some(("me".to_owned(), "hunter2".into()))
-    }
-
     #[test]
     fn an_address_of_a_proxy_is_a_scheme_a_host_and_a_port() {
         for (address, shown) in [
@@ -569,7 +565,11 @@ mod tests {
 
     #[test]
     fn no_debug_output_of_a_proxy_shows_its_login() {
-        let proxy = Proxy::new("http://proxy.example", login()).unwrap();
+        let proxy = Proxy::new(
+            "http://proxy.example",
+            Some(("me".to_owned(), "hunter2".into())),
+        )
+        .unwrap();
         let routes = Arc::new(
             Routes::new(
                 &ProxyChoice::Through(proxy.clone()),

@@ -257,9 +257,8 @@ impl Trouble {
         match tunnel.as_deref() {
             Some("proxy authorization required") => Self::LoginWanted,
             Some("unsuccessful") => Self::Refusal,
-            Some(_) => Self::Unreachable,
             None if is_tunnelled || !error.is_connect() || error.is_timeout() => Self::None,
-            None => Self::Unreachable,
+            Some(_) | None => Self::Unreachable,
         }
     }
 }

@@ -317,6 +317,11 @@ fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Er
             | AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::UnsupportedCertificate
+            // Its signature is not that of the authority whose name it bears.
+            | AlertDescription::DecryptError
             | AlertDescription::AccessDenied,
         ) => Error::ClientCertificateRefused { operation, source },
         _ => Error::TlsHandshakeFailed { operation, source },

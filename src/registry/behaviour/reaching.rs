@@ -7,7 +7,7 @@ use super::tls_server::{Authority, serve_self_signed};
 use crate::{
     error::{Class, Classified, handlers},
     registry::{
-        ClientOptions, Error, RegistryClient,
+        ClientOptions, Error, ProxyChoice, RegistryClient,
         testing::{
             Server, asks_for_token, client_at, raw_server, reply, repository, status, tag,
             use_crypto,
@@ -18,6 +18,8 @@ use crate::{
 fn no_retries() -> ClientOptions {
     ClientOptions {
         retry_attempts: 0,
+        // The names of these tests are not for the proxy of whoever runs them.
+        proxy: ProxyChoice::Direct,
         ..ClientOptions::default()
     }
 }

@@ -240,8 +240,6 @@ impl GatewayBuilder {
 fn upstream_client(ca_pem: Option<&str>) -> Result<reqwest::Client> {
     super::install_crypto_provider();
     let mut builder = reqwest::Client::builder()
-        // Unlike ours, the library's own rules would use the tester's proxy for loopback.
-        .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .http1_only();

@@ -249,11 +249,13 @@ enum Exception {
 impl Exceptions {
     /// Reads the list; an entry that means nothing matches nothing, as everywhere.
     fn parse(list: &str) -> Self {
-        list.split(|char: char| char == ',' || char.is_ascii_whitespace())
-            .filter(|entry| !entry.is_empty())
-            .map(Exception::parse)
-            .collect::<Vec<_>>()
-            .into()
+        let entries = list.split(|char: char| char == ',' || char.is_ascii_whitespace());
+        Self(
+            entries
+                .filter(|entry| !entry.is_empty())
+                .map(Exception::parse)
+                .collect(),
+        )
     }
 
     fn contain(&self, url: &Url) -> bool {
@@ -264,12 +266,6 @@ impl Exceptions {
         self.0
             .iter()
             .any(|exception| exception.matches(&host, port))
-    }
-}
-
-impl From<Vec<Exception>> for Exceptions {
-    fn from(exceptions: Vec<Exception>) -> Self {
-        Self(exceptions)
     }
 }
 

@@ -33,7 +33,7 @@ use super::{
 /// Where the status ends in an answer: `HTTP/1.1 407`.
 const STATUS_END: usize = 12;
 
-/// For the user waits for an error that is known already, only not in full.
+/// Meanwhile the user waits for an error that is known already, only not in full.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Which proxy the requests of a client go through; it holds for the registry, its token service and its storage alike.

@@ -56,8 +56,8 @@ impl Certificates {
                 .map(|path| read_file(path, option))
                 .transpose()
         };
-        let certificate = read(&options.cert_file, "--cert-file")?;
-        let key = read(&options.key_file, "--key-file")?;
+        let certificate = read(&options.certificate, "--cert-file")?;
+        let key = read(&options.key, "--key-file")?;
         let identity = match (certificate, key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(identity(&certificate, &key)),
@@ -65,7 +65,7 @@ impl Certificates {
             (None, Some(_)) => return Err(incomplete("--key-file", "--cert-file")),
         };
         Ok(Self {
-            authorities: read(&options.ca_file, "--ca-file")?.into_iter().collect(),
+            authorities: read(&options.authority, "--ca-file")?.into_iter().collect(),
             identity,
         })
     }

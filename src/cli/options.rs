@@ -132,28 +132,28 @@ pub(super) struct RegistryOptions {
 pub(super) struct CertificateOptions {
     /// File with CA certificates (PEM) to trust beside those of the system
     #[arg(
-        long,
+        long = "ca-file",
         env = "IMAGE_PUSHER_CA_FILE",
         value_name = "FILE",
         help_heading = "Access"
     )]
-    pub(super) ca_file: Option<PathBuf>,
+    pub(super) authority: Option<PathBuf>,
     /// File with our own certificate (PEM), for a registry that asks for one
     #[arg(
-        long,
+        long = "cert-file",
         env = "IMAGE_PUSHER_CERT_FILE",
         value_name = "FILE",
         help_heading = "Access"
     )]
-    pub(super) cert_file: Option<PathBuf>,
+    pub(super) certificate: Option<PathBuf>,
     /// File with the key (PEM) of our own certificate
     #[arg(
-        long,
+        long = "key-file",
         env = "IMAGE_PUSHER_KEY_FILE",
         value_name = "FILE",
         help_heading = "Access"
     )]
-    pub(super) key_file: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 /// How a password is given.

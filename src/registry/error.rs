@@ -222,7 +222,8 @@ pub enum Error {
     },
     /// TLS, but no agreement.
     #[error(
-        "could not {operation}: the TLS handshake failed; check that the host is a registry with TLS 1.2 or newer"
+        "could not {operation}: the TLS handshake failed; check that the host is a registry with TLS 1.2 or newer, and whether it \
+         wants a client certificate"
     )]
     TlsHandshakeFailed {
         /// What was being done.

@@ -53,5 +53,6 @@ pub use docker_config::DockerConfig;
 pub use download::BlobStream;
 pub use endpoint::Endpoint;
 pub use error::{Cause, Error, Operation, Result};
+pub use manifests::FoundManifest;
 pub use proxy::{Proxy, ProxyChoice};
 pub use retry::Retry;

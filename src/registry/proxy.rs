@@ -33,7 +33,7 @@ use super::{
 /// Where the status ends in an answer: `HTTP/1.1 407`.
 const STATUS_END: usize = 12;
 
-/// For the user waits for an error that is known already, only not in full.
+/// Meanwhile the user waits for an error that is known already, only not in full.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Which proxy the requests of a client go through; it holds for the registry, its token service and its storage alike.
@@ -249,11 +249,13 @@ enum Exception {
 impl Exceptions {
     /// Reads the list; an entry that means nothing matches nothing, as everywhere.
     fn parse(list: &str) -> Self {
-        list.split(|char: char| char == ',' || char.is_ascii_whitespace())
-            .filter(|entry| !entry.is_empty())
-            .map(Exception::parse)
-            .collect::<Vec<_>>()
-            .into()
+        let entries = list.split(|char: char| char == ',' || char.is_ascii_whitespace());
+        Self(
+            entries
+                .filter(|entry| !entry.is_empty())
+                .map(Exception::parse)
+                .collect(),
+        )
     }
 
     fn contain(&self, url: &Url) -> bool {
@@ -264,12 +266,6 @@ impl Exceptions {
         self.0
             .iter()
             .any(|exception| exception.matches(&host, port))
-    }
-}
-
-impl From<Vec<Exception>> for Exceptions {
-    fn from(exceptions: Vec<Exception>) -> Self {
-        Self(exceptions)
     }
 }
 
@@ -519,10 +515,6 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn login() -> Option<(String, SecretString)> {
-        Some(("me".to_owned(), "hunter2".into()))
-    }
-
     #[test]
     fn an_address_of_a_proxy_is_a_scheme_a_host_and_a_port() {
         for (address, shown) in [
@@ -569,7 +561,11 @@ mod tests {
 
     #[test]
     fn no_debug_output_of_a_proxy_shows_its_login() {
-        let proxy = Proxy::new("http://proxy.example", login()).unwrap();
+        let proxy = Proxy::new(
+            "http://proxy.example",
+            Some(("me".to_owned(), "hunter2".into())),
+        )
+        .unwrap();
         let routes = Arc::new(
             Routes::new(
                 &ProxyChoice::Through(proxy.clone()),

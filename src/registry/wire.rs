@@ -257,9 +257,8 @@ impl Trouble {
         match tunnel.as_deref() {
             Some("proxy authorization required") => Self::LoginWanted,
             Some("unsuccessful") => Self::Refusal,
-            Some(_) => Self::Unreachable,
             None if is_tunnelled || !error.is_connect() || error.is_timeout() => Self::None,
-            None => Self::Unreachable,
+            Some(_) | None => Self::Unreachable,
         }
     }
 }
@@ -318,6 +317,11 @@ fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Er
             | AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::UnsupportedCertificate
+            // Its signature is not that of the authority whose name it bears.
+            | AlertDescription::DecryptError
             | AlertDescription::AccessDenied,
         ) => Error::ClientCertificateRefused { operation, source },
         _ => Error::TlsHandshakeFailed { operation, source },

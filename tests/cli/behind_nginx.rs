@@ -6,7 +6,7 @@ use crate::support::{
     binary::{Finished, Sandbox},
     images::Image,
     registry::Registry,
-    reverse_proxy::{ReverseProxy, ReverseProxyBuilder},
+    reverse_proxy::ReverseProxy,
     skopeo,
 };
 
@@ -24,26 +24,30 @@ fn round_trip(image: &Image, registry: &Registry, nginx: &ReverseProxy) -> Resul
 
 #[test]
 fn an_image_goes_both_ways_whatever_the_registry_believes_its_address_to_be() -> Result<()> {
-    let right = |nginx: ReverseProxyBuilder| nginx;
-    // The registry answers with `http://` and the address that the client used.
-    let forgets_tls = |nginx: ReverseProxyBuilder| nginx.headers(&["Host $http_host"]);
-    // The registry answers with `http://` and its own port, which nobody outside can reach.
-    let forgets_all = |nginx: ReverseProxyBuilder| nginx.headers(&[]);
-    type SetUp = fn(ReverseProxyBuilder) -> ReverseProxyBuilder;
-    for (is_relative, set_up) in [
-        (false, right as SetUp),
-        (true, right),
-        (false, forgets_tls),
-        (false, forgets_all),
+    for (is_relative, headers, warnings) in [
+        (false, None, 0),
+        (true, None, 0),
+        // The registry answers with `http://` and the address that the client used.
+        (false, Some(&["Host $http_host"][..]), 1),
+        // The registry answers with `http://` and a port that nobody outside can reach.
+        (false, Some(&["Host 127.0.0.1:9"]), 1),
+        // The registry answers with its own address, for which nginx puts the one that the client used.
+        (false, Some(&[]), 0),
     ] {
         let mut registry = Registry::builder();
         if is_relative {
             registry = registry.relative_locations();
         }
         let registry = registry.start()?;
-        let nginx = set_up(ReverseProxy::before(&registry)).start()?;
+        let mut nginx = ReverseProxy::before(&registry);
+        if let Some(headers) = headers {
+            nginx = nginx.headers(headers);
+        }
+        let nginx = nginx.start()?;
         let image = Image::builder().layers(2, 300_000).build()?;
-        round_trip(&image, &registry, &nginx)?.expect_code(0)?;
+        let pushed = round_trip(&image, &registry, &nginx)?.expect_code(0)?;
+        let told = pushed.stderr.matches("X-Forwarded-Proto").count();
+        assert_eq!(told, warnings, "{}", pushed.stderr);
         assert_eq!(
             skopeo::digest(nginx.access(), "team/copy:1.0")?,
             image.digest

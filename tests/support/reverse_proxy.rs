@@ -107,11 +107,9 @@ impl ReverseProxyBuilder {
     fn config(&self, folder: &Path, address: &str) -> String {
         let certificates = certificates_folder(folder);
         let file = |name: &str| certificates.join(name).display().to_string();
-        let headers: String = self
-            .headers
-            .iter()
-            .map(|header| format!("proxy_set_header {header}; "))
-            .collect();
+        let headers = self.headers.iter().fold(String::new(), |text, header| {
+            text + &format!("proxy_set_header {header}; ")
+        });
         let verify = if self.wants_certificate {
             format!(
                 "ssl_verify_client on; ssl_client_certificate {};",
@@ -120,10 +118,10 @@ impl ReverseProxyBuilder {
         } else {
             String::new()
         };
-        let folders: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
-            .map(|name| format!("{name}_temp_path {}; ", folder.join(name).display()))
-            .collect();
+        let names = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let folders = names.iter().fold(String::new(), |text, name| {
+            text + &format!("{name}_temp_path {}; ", folder.join(name).display())
+        });
         // One process: it stays the user that it is, and ends with the signal that the guard sends.
         format!(
             "daemon off; master_process off; error_log stderr; pid {pid};\n\

@@ -214,6 +214,32 @@ async fn a_certificate_that_is_not_trusted_is_told_through_a_proxy_too() {
 }
 
 #[tokio::test]
+async fn a_proxy_with_tls_is_verified_before_it_gets_our_login() {
+    let authority = Authority::new();
+    let registry = authority.serve("registry.invalid", false, None).await;
+    let tunnel = Tunnel::to(registry.address).await;
+    let (proxy, _tasks) = authority.cover("127.0.0.1", tunnel.address).await;
+    let through_tls = |ca: &Authority| {
+        let login = Some(("gate".to_owned(), "keeper".into()));
+        let proxy = Proxy::new(&format!("https://{proxy}"), login).unwrap();
+        ClientOptions {
+            ca_certificates: vec![ca.pem()],
+            proxy: ProxyChoice::Through(proxy),
+            ..through(tunnel.address)
+        }
+    };
+    let client = client_at("https://registry.invalid", through_tls(&Authority::new()));
+    let failed = failure_of(&client).await;
+    assert_eq!(failed.reason(), "ProxyUnreachable");
+    let text = handlers::message(&failed);
+    assert!(text.contains("invalid peer certificate"), "{text}");
+    assert!(tunnel.heads().is_empty());
+    let client = client_at("https://registry.invalid", through_tls(&authority));
+    assert_eq!(failure_of(&client).await.reason(), "ManifestUnknown");
+    assert!(tunnel.heads()[0].contains(PROXY_LOGIN));
+}
+
+#[tokio::test]
 async fn a_login_that_the_proxy_does_not_accept_is_told_and_not_sent_again() {
     let plain = Server::start(|_| status(407)).await;
     let tunnel =

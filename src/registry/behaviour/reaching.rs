@@ -7,7 +7,7 @@ use super::tls_server::{Authority, serve_self_signed};
 use crate::{
     error::{Class, Classified, handlers},
     registry::{
-        ClientOptions, Error, RegistryClient,
+        ClientOptions, Error, ProxyChoice, RegistryClient,
         testing::{
             Server, asks_for_token, client_at, raw_server, reply, repository, status, tag,
             use_crypto,
@@ -18,6 +18,8 @@ use crate::{
 fn no_retries() -> ClientOptions {
     ClientOptions {
         retry_attempts: 0,
+        // The names of these tests are not for the proxy of whoever runs them.
+        proxy: ProxyChoice::Direct,
         ..ClientOptions::default()
     }
 }
@@ -166,22 +168,28 @@ async fn a_registry_that_wants_a_certificate_gets_ours_or_says_so() {
         ca_certificates: vec![authority.pem()],
         ..no_retries()
     };
-    let failed = failure_of(&client_at(&address, options())).await;
-    assert_eq!(
-        (failed.reason(), failed.class()),
-        ("ClientCertificateRefused", Class::Auth),
-        "{failed:?}"
-    );
-    let (certificate, key) = clients.sign("me", false);
-    let identity = format!("{}{}", certificate.pem(), key.serialize_pem());
-    let options = ClientOptions {
-        client_identity: Some(identity.into()),
-        ..options()
+    let identity = |(certificate, key): (rcgen::Certificate, rcgen::KeyPair)| {
+        Some(format!("{}{}", certificate.pem(), key.serialize_pem()).into())
     };
-    assert_eq!(
-        failure_of(&client_at(&address, options)).await.reason(),
-        "ManifestUnknown"
-    );
+    for (client_identity, expected) in [
+        (None, "ClientCertificateRefused"),
+        (
+            identity(authority.sign("me", false)),
+            "ClientCertificateRefused",
+        ),
+        (
+            identity(clients.sign("me", true)),
+            "ClientCertificateRefused",
+        ),
+        (identity(clients.sign("me", false)), "ManifestUnknown"),
+    ] {
+        let options = ClientOptions {
+            client_identity,
+            ..options()
+        };
+        let failed = failure_of(&client_at(&address, options)).await;
+        assert_eq!(failed.reason(), expected, "{failed:?}");
+    }
 }
 
 #[tokio::test]

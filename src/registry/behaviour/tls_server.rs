@@ -2,14 +2,18 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::response::Response;
+use axum::{response::Response, serve::Listener as _};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     server::WebPkiClientVerifier,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::registry::testing::{Seen, Server, error, use_crypto};
@@ -63,6 +67,27 @@ impl Authority {
         serve_tls(builder, &certificate, &key, knows_nothing).await
     }
 
+    /// A listener that ends TLS, with a certificate for `name`, before a server without it.
+    pub(super) async fn cover(&self, name: &str, target: SocketAddr) -> (SocketAddr, JoinSet<()>) {
+        use_crypto();
+        let (certificate, key) = self.sign(name, false);
+        let builder = ServerConfig::builder().with_no_client_auth();
+        let mut listener = TlsListener::bind(builder, &certificate, &key).await;
+        let address = listener.listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut stream, _) = listener.accept().await;
+                connections.spawn(async move {
+                    let mut target = TcpStream::connect(target).await.unwrap();
+                    copy_bidirectional(&mut stream, &mut target).await.ok();
+                });
+            }
+        });
+        (address, tasks)
+    }
+
     /// A server behind TLS with a certificate for `name` and answers of the test's own.
     pub(super) async fn serve_with(
         &self,
@@ -107,22 +132,27 @@ async fn serve_tls(
     key: &KeyPair,
     handler: impl Fn(&Seen) -> Response + Send + Sync + 'static,
 ) -> Server {
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = builder
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let listener = TlsListener {
-        listener,
-        acceptor: TlsAcceptor::from(Arc::new(config)),
-    };
+    let listener = TlsListener::bind(builder, certificate, key).await;
+    let address = listener.listener.local_addr().unwrap();
     Server::serve(listener, address, handler)
 }
 
 struct TlsListener {
     listener: TcpListener,
     acceptor: TlsAcceptor,
+}
+
+impl TlsListener {
+    async fn bind(builder: TlsBuilder, certificate: &rcgen::Certificate, key: &KeyPair) -> Self {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = builder
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        Self {
+            listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+        }
+    }
 }
 
 impl axum::serve::Listener for TlsListener {

@@ -135,7 +135,7 @@ impl Import {
     }
 
     /// Gives a blob its name. One that the cache has already is thrown away; the answer tells whether ours was taken.
-    pub async fn keep(&self, blob: HashedBlob) -> Result<bool> {
+    pub async fn keep(&self, blob: Arc<HashedBlob>) -> Result<bool> {
         let shared = &self.cache.shared;
         let name = LockName::Blob(&blob.digest);
         let lock = shared.locks.exclusive(name, &self.cache.output).await?;
@@ -383,7 +383,7 @@ mod tests {
             (&Digest::of(b"bytes"), 5)
         );
         assert!(!fixture.cache.has_blob(&layer(b"bytes")).await.unwrap());
-        assert!(import.keep(blob).await.unwrap());
+        assert!(import.keep(Arc::new(blob)).await.unwrap());
         drop(import);
         assert!(fixture.cache.has_blob(&layer(b"bytes")).await.unwrap());
         let path = fixture.cache.shared.layout.blob(&Digest::of(b"bytes"));
@@ -399,7 +399,7 @@ mod tests {
         put(&fixture.cache, &layer(b"bytes"), b"bytes").await.unwrap();
         let import = fixture.cache.import().await.unwrap();
         let blob = write(&import.spool(), b"bytes");
-        assert!(!import.keep(blob).await.unwrap());
+        assert!(!import.keep(Arc::new(blob)).await.unwrap());
         drop(import);
         assert_eq!(fixture.files().len(), 1, "{:?}", fixture.files());
     }
@@ -465,7 +465,7 @@ mod tests {
         drop(next);
         assert_eq!(fixture.files().len(), 3, "{:?}", fixture.files());
         assert!(download.exists());
-        assert!(living.keep(blob).await.unwrap());
+        assert!(living.keep(Arc::new(blob)).await.unwrap());
     }
 
     #[tokio::test]

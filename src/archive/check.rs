@@ -69,7 +69,12 @@ impl Check {
                     None => self.wanted.diff_id.as_ref().map(|_| digest.clone()),
                 };
                 let blob = Some(Arc::clone(blob));
-                Ok(Checked { digest, form, diff_id, blob })
+                Ok(Checked {
+                    digest,
+                    form,
+                    diff_id,
+                    blob,
+                })
             }
             At::Archive { .. } => self.take(form),
         }
@@ -89,7 +94,9 @@ impl Check {
         let named = self.wanted.content.named_digest();
         let raw = named.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let is_present = match presumed(&self.wanted, form) {
-            Some(digest) if digest.algorithm() == raw => self.spool.has(&digest, self.wanted.content.size)?,
+            Some(digest) if digest.algorithm() == raw => {
+                self.spool.has(&digest, self.wanted.content.size)?
+            }
             _ => false,
         };
         let sink = if is_present {
@@ -125,11 +132,21 @@ impl Check {
         };
         let diff_id = self.wanted.diff_id.as_ref();
         let diff_id = diff_id.map(|_| expanded.unwrap_or_else(|| digest.clone()));
-        Ok(Checked { digest, form, diff_id, blob })
+        Ok(Checked {
+            digest,
+            form,
+            diff_id,
+            blob,
+        })
     }
 
     /// Hashes the expanded bytes.
-    fn expand(&self, form: Form, algorithm: Algorithm, packed: &mut (impl Read + Send)) -> Result<Digest> {
+    fn expand(
+        &self,
+        form: Form,
+        algorithm: Algorithm,
+        packed: &mut (impl Read + Send),
+    ) -> Result<Digest> {
         let place = self.wanted.content.place(&self.archive);
         let failed = |error| judge(error, &place);
         let mut decoder = form

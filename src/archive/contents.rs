@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 
 use crate::{
     cache::{self, Cache, Import, Spool, StoredImage},
@@ -155,7 +155,10 @@ impl ArchiveContents {
 
     /// Copies the blobs of the chosen images and checks them, all of them. Only then they get their names: each image is stored
     /// under those that were chosen for it. `chosen` gives positions in [`ArchiveContents::images`].
-    pub async fn store(self, chosen: &[(usize, Vec<ImageName>)]) -> Result<Vec<StoredArchiveImage>> {
+    pub async fn store(
+        self,
+        chosen: &[(usize, Vec<ImageName>)],
+    ) -> Result<Vec<StoredArchiveImage>> {
         self.require_sense(chosen)?;
         let wanted: Vec<&BlobUse> = chosen
             .iter()
@@ -234,10 +237,24 @@ impl ArchiveContents {
                 async move { Ok::<_, super::Error>((key, blocking(move || check.run()).await?)) }
             })
             .collect();
-        let checked = stream::iter(work)
-            .buffer_unordered(self.limits.layers_at_once)
-            .try_collect()
-            .await?;
+        let mut running = stream::iter(work).buffer_unordered(self.limits.layers_at_once);
+        let mut checked = BTreeMap::new();
+        let mut failure = None;
+        while let Some(outcome) = running.next().await {
+            match outcome {
+                Ok((key, found)) => {
+                    checked.insert(key, found);
+                }
+                // The others are waited for, so that they leave no file behind; what they say then is of no interest.
+                Err(error) => {
+                    self.import.stop();
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
         if let Some(reading) = reading.and_then(Arc::into_inner) {
             reading.complete();
         }
@@ -286,9 +303,17 @@ impl ArchiveContents {
             let found = checked.get(&key(layer)).ok_or_else(|| unknown(layer))?;
             let place = layer.content.place(&self.place);
             let size = layer.content.size;
-            descriptors.push(rebuild::layer(found.form, found.digest.clone(), size, &place)?);
+            descriptors.push(rebuild::layer(
+                found.form,
+                found.digest.clone(),
+                size,
+                &place,
+            )?);
         }
-        Ok((rebuild::manifest(&config, &descriptors, &self.place)?, Vec::new()))
+        Ok((
+            rebuild::manifest(&config, &descriptors, &self.place)?,
+            Vec::new(),
+        ))
     }
 
     /// Gives a blob its name, unless the cache has it.

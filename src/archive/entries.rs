@@ -52,7 +52,12 @@ pub(super) enum At {
 enum Entry {
     File(Arc<Content>),
     Directory,
-    Link { is_symlink: bool, target: Vec<u8>, number: u64, offset: u64 },
+    Link {
+        is_symlink: bool,
+        target: Vec<u8>,
+        number: u64,
+        offset: u64,
+    },
 }
 
 /// All entries of an archive.
@@ -90,16 +95,41 @@ impl Entries {
             let (number, offset) = (member.number, member.offset);
             let entry = match (&file, member.node) {
                 (_, Node::Directory) => Entry::Directory,
-                (_, Node::Symlink { target }) => Entry::Link { is_symlink: true, target, number, offset },
-                (_, Node::Hardlink { target }) => Entry::Link { is_symlink: false, target, number, offset },
+                (_, Node::Symlink { target }) => Entry::Link {
+                    is_symlink: true,
+                    target,
+                    number,
+                    offset,
+                },
+                (_, Node::Hardlink { target }) => Entry::Link {
+                    is_symlink: false,
+                    target,
+                    number,
+                    offset,
+                },
                 (Some(file), Node::File { size, data }) => {
-                    let at = At::Archive { file: Arc::clone(file), data };
-                    Entry::File(Arc::new(Content { number, offset, name: Arc::clone(&name), size, at }))
+                    let at = At::Archive {
+                        file: Arc::clone(file),
+                        data,
+                    };
+                    Entry::File(Arc::new(Content {
+                        number,
+                        offset,
+                        name: Arc::clone(&name),
+                        size,
+                        at,
+                    }))
                 }
                 (None, Node::File { size, .. }) => {
                     let blob = spooled(&mut walk, &name, size, spool, tick)?;
                     let at = At::Spooled(Arc::new(blob));
-                    Entry::File(Arc::new(Content { number, offset, name: Arc::clone(&name), size, at }))
+                    Entry::File(Arc::new(Content {
+                        number,
+                        offset,
+                        name: Arc::clone(&name),
+                        size,
+                        at,
+                    }))
                 }
             };
             entries.insert(name, entry, number, offset)?;
@@ -119,8 +149,16 @@ impl Entries {
         let same = match (former, &entry) {
             (Entry::Directory, Entry::Directory) => true,
             (
-                Entry::Link { is_symlink: one, target: first, .. },
-                Entry::Link { is_symlink: other, target: second, .. },
+                Entry::Link {
+                    is_symlink: one,
+                    target: first,
+                    ..
+                },
+                Entry::Link {
+                    is_symlink: other,
+                    target: second,
+                    ..
+                },
             ) => one == other && first == second,
             (Entry::File(one), Entry::File(other)) => {
                 one.size == other.size && self.hash(one)? == self.hash(other)?
@@ -169,9 +207,12 @@ impl Entries {
             let (is_symlink, target, number, offset) = match self.map.get(key.as_slice()) {
                 Some(Entry::File(content)) => return Ok(Some(content)),
                 Some(Entry::Directory) => return Ok(None),
-                Some(Entry::Link { is_symlink, target, number, offset }) => {
-                    (*is_symlink, target, *number, *offset)
-                }
+                Some(Entry::Link {
+                    is_symlink,
+                    target,
+                    number,
+                    offset,
+                }) => (*is_symlink, target, *number, *offset),
                 None => return Ok(None),
             };
             let place = self.archive.entry(number, offset, &key);
@@ -195,7 +236,9 @@ impl Entries {
         Err(self
             .archive
             .entry(number, offset, name)
-            .unsafe_because(format!("bad link: it leads through more than {MAX_HOPS} links, or in a circle")))
+            .unsafe_because(format!(
+                "bad link: it leads through more than {MAX_HOPS} links, or in a circle"
+            )))
     }
 
     /// Whether there is an entry, or one below it.
@@ -230,7 +273,8 @@ impl Entries {
             .keys()
             .any(|key| std::str::from_utf8(key).is_err() && String::from_utf8_lossy(key) == name);
         Err(if is_mangled {
-            self.archive.invalid(format!("the name of {what}, '{shown}', is not UTF-8"))
+            self.archive
+                .invalid(format!("the name of {what}, '{shown}', is not UTF-8"))
         } else {
             self.archive
                 .invalid(format!("{what} '{shown}' is listed but not in the archive"))
@@ -239,7 +283,11 @@ impl Entries {
 
     /// The blob of an OCI layout; none if it is not there.
     pub(super) fn blob(&self, digest: &Digest) -> Result<Option<&Arc<Content>>> {
-        self.find(&format!("blobs/{}/{}", digest.algorithm().name(), digest.hex()))
+        self.find(&format!(
+            "blobs/{}/{}",
+            digest.algorithm().name(),
+            digest.hex()
+        ))
     }
 
     /// Where a content lies, for messages.
@@ -321,7 +369,12 @@ impl Content {
     }
 
     /// All bytes, of which there may be `limit` (row 30); `name` is the limit's name.
-    pub(super) fn read_small(&self, archive: &Place, limit: u64, name: &'static str) -> Result<Vec<u8>> {
+    pub(super) fn read_small(
+        &self,
+        archive: &Place,
+        limit: u64,
+        name: &'static str,
+    ) -> Result<Vec<u8>> {
         let place = self.place(archive);
         if self.size > limit {
             let reason = format!("it has {} bytes, at most {limit} are read", self.size);
@@ -367,7 +420,9 @@ pub(super) fn became_shorter() -> io::Error {
 
 impl Read for ContentReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.left()).unwrap_or(usize::MAX).min(buffer.len());
+        let wanted = usize::try_from(self.left())
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let read = read_full_at(&self.file, &mut buffer[..wanted], self.position)
             .map_err(source_failed)?;
         self.position += read as u64;

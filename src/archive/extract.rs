@@ -61,7 +61,9 @@ where
             let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
             if !same_images(contents.images(), &images) {
                 return Err(place
-                    .invalid("it changed while it was looked at; try again when nobody writes to it")
+                    .invalid(
+                        "it changed while it was looked at; try again when nobody writes to it",
+                    )
                     .into());
             }
             contents.store(&chosen).await?
@@ -90,7 +92,10 @@ fn same_images(read: &[ArchiveImage], known: &[ArchiveImage]) -> bool {
     read.len() == known.len()
         && read.iter().zip(known).all(|(read, known)| {
             let digest = read.digest.clone().or_else(|| known.digest.clone());
-            ArchiveImage { digest, ..read.clone() } == *known
+            ArchiveImage {
+                digest,
+                ..read.clone()
+            } == *known
         })
 }
 
@@ -146,10 +151,17 @@ async fn remember(
     let note = images
         .iter()
         .map(|image| {
-            let now = stored.iter().filter(|stored| stored.position == image.position);
-            let before = known.iter().filter(|known| known.position == image.position);
+            let now = stored
+                .iter()
+                .filter(|stored| stored.position == image.position);
+            let before = known
+                .iter()
+                .filter(|known| known.position == image.position);
             // The newest names first: they are looked at first.
-            let mut names: Vec<ImageName> = now.clone().flat_map(|stored| stored.names.clone()).collect();
+            let mut names: Vec<ImageName> = now
+                .clone()
+                .flat_map(|stored| stored.names.clone())
+                .collect();
             for name in before.flat_map(|known| &known.stored) {
                 if !names.contains(name) {
                     names.push(name.clone());

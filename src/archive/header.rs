@@ -145,7 +145,8 @@ fn number(field: &[u8]) -> Result<u64, &'static str> {
         .count();
     let (digits, rest) = text.split_at(digits);
     let ends_well = rest.iter().all(|byte| matches!(byte, 0 | b' '));
-    let starts_well = field.iter().take_while(|byte| **byte == b' ').count() == field.len() - text.len();
+    let starts_well =
+        field.iter().take_while(|byte| **byte == b' ').count() == field.len() - text.len();
     if digits.is_empty() || !ends_well || !starts_well {
         return Err("bad size field");
     }
@@ -194,7 +195,17 @@ mod tests {
             assert_eq!(size_field(text), Ok(expected), "{text:?}");
         }
         for text in [
-            &b""[..], b" ", b"+17", b"-17", b"1a", b"8", b"17\x0018", b"1 7", b"\t17", b"\x00017", b"0x17",
+            &b""[..],
+            b" ",
+            b"+17",
+            b"-17",
+            b"1a",
+            b"8",
+            b"17\x0018",
+            b"1 7",
+            b"\t17",
+            b"\x00017",
+            b"0x17",
         ] {
             assert_eq!(size_field(text), Err("bad size field"), "{text:?}");
         }

@@ -136,7 +136,10 @@ fn names_unknown_algorithm(text: &str) -> bool {
         return false;
     };
     let is_word = |word: &str| {
-        !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
     };
     let is_encoded = !encoded.is_empty()
         && encoded
@@ -160,7 +163,11 @@ pub(super) fn check_digests(manifest: &[u8], place: &Place) -> Result<()> {
 }
 
 /// Reads a configuration.
-pub(super) fn config(content: &Content, entries: &Entries, limit: u64) -> Result<(Vec<u8>, Config)> {
+pub(super) fn config(
+    content: &Content,
+    entries: &Entries,
+    limit: u64,
+) -> Result<(Vec<u8>, Config)> {
     let bytes = content.read_small(entries.archive(), limit, "config_json")?;
     let config = parse(&bytes, &entries.place(content))?;
     Ok((bytes, config))
@@ -175,9 +182,12 @@ pub(super) fn is_image_config(media_type: &MediaType) -> bool {
 /// is encrypted cannot be unpacked.
 pub(super) fn is_tar_layer(media_type: &MediaType) -> bool {
     let text = media_type.as_str();
-    let is_layer = ["application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs."]
-        .iter()
-        .any(|prefix| text.starts_with(prefix));
+    let is_layer = [
+        "application/vnd.oci.image.layer.",
+        "application/vnd.docker.image.rootfs.",
+    ]
+    .iter()
+    .any(|prefix| text.starts_with(prefix));
     is_layer && !text.ends_with("+encrypted")
 }
 
@@ -211,7 +221,8 @@ mod tests {
         let text = r#"{"manifests":[{"digest":"a","digest":"b","size":1}]}"#;
         let error = parse::<LayoutIndex>(text.as_bytes(), &place()).unwrap_err();
         assert!(error.to_string().contains("duplicate field"), "{error}");
-        let text = r#"{"org.opencontainers.image.ref.name":"a","org.opencontainers.image.ref.name":"b"}"#;
+        let text =
+            r#"{"org.opencontainers.image.ref.name":"a","org.opencontainers.image.ref.name":"b"}"#;
         assert!(parse::<Annotations>(text.as_bytes(), &place()).is_err());
     }
 
@@ -230,18 +241,35 @@ mod tests {
                 Err(Error::ArchiveInvalid { .. })
             ));
         }
-        let deep = format!(r#"{{"history":{}{}}}"#, "[".repeat(1000), "]".repeat(1000));
-        assert!(parse::<Config>(deep.as_bytes(), &place()).is_err());
+        // What nobody asks for is passed over without recursion, however deep it is.
+        let deep = format!(
+            r#"{{"history":{}{}}}"#,
+            "[".repeat(1 << 20),
+            "]".repeat(1 << 20)
+        );
+        assert!(parse::<Config>(deep.as_bytes(), &place()).is_ok());
     }
 
     /// Row 36.
     #[test]
     fn a_digest_of_an_unknown_algorithm_is_told_from_a_broken_one() {
-        for text in ["blake3:abc", "sha256+b64u:abc=", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
+        for text in [
+            "blake3:abc",
+            "sha256+b64u:abc=",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+        ] {
             let error = digest(text, &place()).unwrap_err();
             assert!(matches!(error, Error::ArchiveUnsupported { .. }), "{error}");
         }
-        for text in ["", "sha256:abc", "SHA256:abc", "abc", ":", "a:", "sha256:../../x"] {
+        for text in [
+            "",
+            "sha256:abc",
+            "SHA256:abc",
+            "abc",
+            ":",
+            "a:",
+            "sha256:../../x",
+        ] {
             let error = digest(text, &place()).unwrap_err();
             assert!(matches!(error, Error::ArchiveInvalid { .. }), "{error}");
         }
@@ -257,10 +285,15 @@ mod tests {
 
     #[test]
     fn null_stands_for_none_where_producers_write_it() {
-        let list = elements(br#"[{"Config":"a","RepoTags":null,"Layers":null}]"#, &place()).unwrap();
+        let list = elements(
+            br#"[{"Config":"a","RepoTags":null,"Layers":null}]"#,
+            &place(),
+        )
+        .unwrap();
         assert!(list[0].repo_tags.is_none() && list[0].layers.is_none());
         assert!(elements(b"null", &place()).unwrap().is_empty());
-        let index: LayoutIndex = parse(br#"{"schemaVersion":2,"manifests":null}"#, &place()).unwrap();
+        let index: LayoutIndex =
+            parse(br#"{"schemaVersion":2,"manifests":null}"#, &place()).unwrap();
         assert!(index.manifests.is_none());
     }
 

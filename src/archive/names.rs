@@ -79,8 +79,19 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         for name in [
-            &b""[..], b"/", b"/etc/passwd", b"..", b"../x", b"a/../../x", b"a/..", b"./..", b"a\0b", b"C:\\x",
-            b"c:\\windows", b"\\\\host\\share", b"./C:\\x",
+            &b""[..],
+            b"/",
+            b"/etc/passwd",
+            b"..",
+            b"../x",
+            b"a/../../x",
+            b"a/..",
+            b"./..",
+            b"a\0b",
+            b"C:\\x",
+            b"c:\\windows",
+            b"\\\\host\\share",
+            b"./C:\\x",
         ] {
             assert_eq!(key(name), None, "{:?}", String::from_utf8_lossy(name));
         }
@@ -89,9 +100,19 @@ mod tests {
     #[test]
     fn links_are_followed_as_text() {
         for (link, target, is_symlink, expected) in [
-            ("id2/layer.tar", "../id1/layer.tar", true, Some("id1/layer.tar")),
+            (
+                "id2/layer.tar",
+                "../id1/layer.tar",
+                true,
+                Some("id1/layer.tar"),
+            ),
             ("id2/layer.tar", "other.tar", true, Some("id2/other.tar")),
-            ("id2/layer.tar", "id1/layer.tar", false, Some("id1/layer.tar")),
+            (
+                "id2/layer.tar",
+                "id1/layer.tar",
+                false,
+                Some("id1/layer.tar"),
+            ),
             ("link", "./a//b", true, Some("a/b")),
             ("a/link", "..", true, Some("")),
             ("link", "../x", true, None),
@@ -102,7 +123,11 @@ mod tests {
             ("link", "a\0", true, None),
         ] {
             let key = link_target(link.as_bytes(), target.as_bytes(), is_symlink);
-            assert_eq!(key.as_deref(), expected.map(str::as_bytes), "{link} -> {target}");
+            assert_eq!(
+                key.as_deref(),
+                expected.map(str::as_bytes),
+                "{link} -> {target}"
+            );
         }
     }
 

@@ -11,7 +11,8 @@ use super::{
     entries::{Content, Entries},
     error::{Result, escaped},
     json::{
-        Annotations, LayoutIndex, check_digests, config, digest, is_image_config, is_tar_layer, parse,
+        Annotations, LayoutIndex, check_digests, config, digest, is_image_config, is_tar_layer,
+        parse,
     },
     limits::Limits,
 };
@@ -82,10 +83,7 @@ impl Tree {
 
     /// All its blobs.
     pub(super) fn blobs(&self) -> Vec<BlobUse> {
-        self.images
-            .iter()
-            .flat_map(OciImage::blobs)
-            .collect()
+        self.images.iter().flat_map(OciImage::blobs).collect()
     }
 }
 
@@ -110,7 +108,11 @@ impl<'a> Reader<'a> {
     /// Every descriptor of `index.json`, each by itself: whether one that cannot be used is an error depends on whether the
     /// archive has another description of the image. One that nobody could use (a limit, a disk error) ends the reading.
     pub(super) fn roots(&mut self, index: &Content) -> Result<Vec<Result<Root>>> {
-        let bytes = index.read_small(self.entries.archive(), self.limits.manifest_json, "manifest_json")?;
+        let bytes = index.read_small(
+            self.entries.archive(),
+            self.limits.manifest_json,
+            "manifest_json",
+        )?;
         let place = self.entries.place(index);
         let index: LayoutIndex = parse(&bytes, &place)?;
         let mut roots = Vec::new();
@@ -126,7 +128,11 @@ impl<'a> Reader<'a> {
                 };
                 let tree = self.tree(&descriptor)?;
                 let (names, tag_only) = names_of(listed.annotations.unwrap_or_default());
-                Ok(Root { names, tag_only, tree })
+                Ok(Root {
+                    names,
+                    tag_only,
+                    tree,
+                })
             });
             roots.push(root);
         }
@@ -136,10 +142,9 @@ impl<'a> Reader<'a> {
     fn tree(&mut self, root: &Descriptor) -> Result<Tree> {
         let Some(manifest) = self.manifest(root)? else {
             let shown = root.digest.to_string();
-            return Err(self
-                .entries
-                .archive()
-                .invalid(format!("the manifest {shown} is listed but not in the archive")));
+            return Err(self.entries.archive().invalid(format!(
+                "the manifest {shown} is listed but not in the archive"
+            )));
         };
         let mut tree = Tree {
             manifest: manifest.clone(),
@@ -163,7 +168,10 @@ impl<'a> Reader<'a> {
     ) -> Result<()> {
         let archive = self.entries.archive();
         if depth > self.limits.index_depth {
-            let reason = format!("its indexes nest more than {} levels deep", self.limits.index_depth);
+            let reason = format!(
+                "its indexes nest more than {} levels deep",
+                self.limits.index_depth
+            );
             return Err(archive.limit("index_depth", reason));
         }
         let index = match manifest.parse().map_err(|error| archive.manifest(&error))? {
@@ -204,7 +212,10 @@ impl<'a> Reader<'a> {
         let bytes = content.read_small(archive, self.limits.manifest_json, "manifest_json")?;
         self.manifest_bytes += content.size;
         if self.manifest_bytes > self.limits.manifest_bytes {
-            let reason = format!("its manifests have more than {} bytes", self.limits.manifest_bytes);
+            let reason = format!(
+                "its manifests have more than {} bytes",
+                self.limits.manifest_bytes
+            );
             return Err(archive.limit("manifest_bytes", reason));
         }
         let algorithm = descriptor.digest.algorithm();
@@ -244,7 +255,10 @@ impl<'a> Reader<'a> {
             let place = self.entries.place(&used.content);
             image.platform = image.platform.or_else(|| config.platform());
             diff_ids = config.diff_ids(&place)?;
-            let of_tars = manifest.layers.iter().all(|layer| is_tar_layer(&layer.media_type));
+            let of_tars = manifest
+                .layers
+                .iter()
+                .all(|layer| is_tar_layer(&layer.media_type));
             match &diff_ids {
                 Some(list) if of_tars && list.len() != manifest.layers.len() => {
                     return Err(place.invalid(count_mismatch(manifest.layers.len(), list.len())));

@@ -36,10 +36,7 @@ fn split_record(bytes: &[u8]) -> Result<(Record<'_>, &[u8]), &'static str> {
         return Err("it is longer than its header");
     }
     let (record, rest) = bytes.split_at(length);
-    let Some((b'\n', content)) = record
-        .get(digits + 1..)
-        .and_then(<[u8]>::split_last)
-    else {
+    let Some((b'\n', content)) = record.get(digits + 1..).and_then(<[u8]>::split_last) else {
         return Err("it does not end with a newline");
     };
     let equals = content
@@ -122,7 +119,17 @@ mod tests {
     fn numbers_have_no_sign_no_zero_in_front_and_fit_a_file_size() {
         assert_eq!(decimal(b"0"), Some(0));
         assert_eq!(decimal(b"9223372036854775807"), Some(i64::MAX as u64));
-        for digits in ["", "+1", "-1", "01", "00", "1 ", " 1", "9223372036854775808", "0x1"] {
+        for digits in [
+            "",
+            "+1",
+            "-1",
+            "01",
+            "00",
+            "1 ",
+            " 1",
+            "9223372036854775808",
+            "0x1",
+        ] {
             assert_eq!(decimal(digits.as_bytes()), None, "{digits:?}");
         }
     }

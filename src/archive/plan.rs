@@ -137,7 +137,10 @@ fn add(images: &mut Vec<Planned>, root: Root) {
         matches!(&image.source, Source::Kept { root: known, .. } if *known == root.tree.manifest)
     });
     if let Some(same) = same {
-        let new = root.names.into_iter().filter(|name| !same.names.contains(name));
+        let new = root
+            .names
+            .into_iter()
+            .filter(|name| !same.names.contains(name));
         let new: Vec<ImageName> = new.collect();
         same.names.extend(new);
         same.tag_only = same.tag_only.take().or(root.tag_only);
@@ -172,14 +175,20 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
     }
     let missing = root.tree.missing();
     let first = missing.first().cloned().unwrap_or_default();
-    if root.tree.images.len() == 1 && root.tree.children.is_empty() && root.tree.missing.is_empty() {
+    if root.tree.images.len() == 1 && root.tree.children.is_empty() && root.tree.missing.is_empty()
+    {
         return Err(entries
             .archive()
             .invalid(format!("{first} is listed but not in the archive")));
     }
     /// More names do not help the reader.
     const SHOWN: usize = 8;
-    let mut text = missing.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let mut text = missing
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     if missing.len() > SHOWN {
         text.push_str(" and others");
     }
@@ -309,7 +318,9 @@ impl DockerImage {
         // Where one configuration has several manifests, the name decides.
         matching.sort_by_key(|(root, _)| !self.has_name_of(root));
         if self.names.is_empty() {
-            let names = matching.iter().flat_map(|(root, _)| root.names.iter().cloned());
+            let names = matching
+                .iter()
+                .flat_map(|(root, _)| root.names.iter().cloned());
             self.names = names.collect();
         }
         let tag_only = matching.first().and_then(|(root, _)| root.tag_only.clone());

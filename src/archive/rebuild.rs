@@ -114,7 +114,10 @@ mod tests {
                 r#""digest":"sha256:2e7d2c03a9507ae265ecf5b5356885a53393a2029d241394997265a1a25aefc6","size":1}]}"#,
             )
         );
-        assert_eq!(manifest.digest().to_string(), "FIXED");
+        assert_eq!(
+            manifest.digest().to_string(),
+            "sha256:fd26070922df9d4f17bd1672573b822b48deaa2f0751a48e9e5c57600ec609bf"
+        );
     }
 
     #[test]

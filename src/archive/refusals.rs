@@ -7,8 +7,8 @@ use super::{
     Limits,
     header::BLOCK,
     testing::{
-        GZIP, PLAIN, Sample, Tar, Way, accepted, bed, blob, descriptor, gzip, layout, refused, refused_within, sample,
-        set_size, zstd,
+        GZIP, PLAIN, Sample, Tar, Way, accepted, bed, blob, descriptor, gzip, layout, refused,
+        refused_within, sample, set_size, zstd,
     },
 };
 use crate::{
@@ -34,7 +34,15 @@ fn file(name: &[u8]) -> Tar {
 
 #[tokio::test]
 async fn row_1_names_that_leave_the_archive() {
-    for name in [&b"../x"[..], b"a/../../x", b"/etc/passwd", b"C:\\x", b"\\\\host\\x", b"", b"."] {
+    for name in [
+        &b"../x"[..],
+        b"a/../../x",
+        b"/etc/passwd",
+        b"C:\\x",
+        b"\\\\host\\x",
+        b"",
+        b".",
+    ] {
         refused(&with(file(name)), UNSAFE, "name leaves the archive").await;
     }
     let long = Tar::default().extension(b'L', b"a\0b\0").and(file(b"x"));
@@ -47,12 +55,17 @@ async fn row_1_names_that_leave_the_archive() {
 async fn row_2_names_and_targets_that_are_too_long() {
     let long = "n".repeat(4097);
     for (key, kind) in [("path", b'0'), ("linkpath", b'2')] {
-        let tar = Tar::default().pax(&[(key, &long)]).entry(kind, b"x", b"", |_| {});
+        let tar = Tar::default()
+            .pax(&[(key, &long)])
+            .entry(kind, b"x", b"", |_| {});
         refused(&with(tar), LIMIT, "name_length: name too long: 4097 bytes").await;
     }
     let longest = Tar::default().pax(&[("path", &long[1..])]).and(file(b"x"));
     accepted(&with(longest)).await;
-    let limits = Limits { name_bytes: 40, ..Limits::default() };
+    let limits = Limits {
+        name_bytes: 40,
+        ..Limits::default()
+    };
     refused_within(&limits, &with(file(&[b'n'; 41])), LIMIT, "name_bytes").await;
 }
 
@@ -67,9 +80,11 @@ async fn row_3_a_referenced_name_is_utf_8() {
     refused(&tar.end(), INVALID, "is not UTF-8").await;
     // One that nobody refers to does no harm.
     accepted(&with(file(b"caf\xe9"))).await;
-    let link = Tar::default().and(file(b"caf\xe9")).entry(b'1', b"link", b"", |header| {
-        header[157..161].copy_from_slice(b"caf\xe9");
-    });
+    let link = Tar::default()
+        .and(file(b"caf\xe9"))
+        .entry(b'1', b"link", b"", |header| {
+            header[157..161].copy_from_slice(b"caf\xe9");
+        });
     refused(&with(link), INVALID, "is not UTF-8").await;
 }
 
@@ -106,7 +121,9 @@ async fn row_7_sparse_entries() {
         header[257..265].copy_from_slice(b"ustar  \0");
     });
     refused(&with(tar), UNSUPPORTED, "sparse entry").await;
-    let tar = Tar::default().pax(&[("GNU.sparse.major", "1")]).and(file(b"x"));
+    let tar = Tar::default()
+        .pax(&[("GNU.sparse.major", "1")])
+        .and(file(b"x"));
     refused(&with(tar), UNSUPPORTED, "sparse entry").await;
 }
 
@@ -155,9 +172,10 @@ async fn row_9_entries_of_more_than_8_gib() {
         let rest = sample().docker().end();
         file.write_all_at(&rest, head.len() as u64 + HUGE).unwrap();
         let archive = super::Archive::open(&path).unwrap();
-        let contents = super::TarUtils::parse_image_info(archive, &bed.cache, &bed.limits, &bed.output)
-            .await
-            .unwrap();
+        let contents =
+            super::TarUtils::parse_image_info(archive, &bed.cache, &bed.limits, &bed.output)
+                .await
+                .unwrap();
         assert_eq!(contents.images()[0].names[0].to_string(), "app:1");
     }
 }
@@ -179,9 +197,16 @@ async fn row_10_a_global_header_that_changes_entries() {
 
 #[tokio::test]
 async fn row_11_malformed_pax_records() {
-    for payload in ["11 path=a/b\n", "12 path=a/b", "12 path=a/b\n\n", "+12 path=a/b\n"] {
+    for payload in [
+        "11 path=a/b\n",
+        "12 path=a/b",
+        "12 path=a/b\n\n",
+        "+12 path=a/b\n",
+    ] {
         for kind in *b"xg" {
-            let tar = Tar::default().extension(kind, payload.as_bytes()).and(file(b"x"));
+            let tar = Tar::default()
+                .extension(kind, payload.as_bytes())
+                .and(file(b"x"));
             refused(&with(tar), INVALID, "malformed PAX record").await;
         }
     }
@@ -193,7 +218,9 @@ async fn row_11_malformed_pax_records() {
 
 #[tokio::test]
 async fn row_12_a_pax_key_twice() {
-    let tar = Tar::default().pax(&[("path", "a"), ("path", "a")]).and(file(b"x"));
+    let tar = Tar::default()
+        .pax(&[("path", "a"), ("path", "a")])
+        .and(file(b"x"));
     refused(&with(tar), UNSAFE, "duplicate PAX key").await;
 }
 
@@ -208,21 +235,33 @@ async fn row_13_extension_headers_that_are_too_large() {
 #[tokio::test]
 async fn row_14_ambiguous_extension_headers() {
     for kind in *b"LK" {
-        let twice = Tar::default().extension(kind, b"a\0").extension(kind, b"a\0").and(file(b"x"));
+        let twice = Tar::default()
+            .extension(kind, b"a\0")
+            .extension(kind, b"a\0")
+            .and(file(b"x"));
         refused(&with(twice), UNSAFE, "two of a kind").await;
     }
-    let twice = Tar::default().pax(&[("mtime", "1")]).pax(&[("mtime", "1")]).and(file(b"x"));
+    let twice = Tar::default()
+        .pax(&[("mtime", "1")])
+        .pax(&[("mtime", "1")])
+        .and(file(b"x"));
     refused(&with(twice), UNSAFE, "two of a kind").await;
     let alone = sample().docker().extension(b'L', b"a\0").end();
     refused(&alone, UNSAFE, "no member follows").await;
-    let names = Tar::default().extension(b'L', b"a\0").pax(&[("path", "b")]).and(file(b"x"));
+    let names = Tar::default()
+        .extension(b'L', b"a\0")
+        .pax(&[("path", "b")])
+        .and(file(b"x"));
     refused(&with(names), UNSAFE, "two names").await;
     let targets = Tar::default()
         .extension(b'K', b"a\0")
         .pax(&[("linkpath", "b")])
         .link(b'2', "x", "c");
     refused(&with(targets), UNSAFE, "two targets").await;
-    let same = Tar::default().extension(b'L', b"a\0").pax(&[("path", "a")]).and(file(b"x"));
+    let same = Tar::default()
+        .extension(b'L', b"a\0")
+        .pax(&[("path", "a")])
+        .and(file(b"x"));
     accepted(&with(same)).await;
 }
 
@@ -234,15 +273,25 @@ async fn row_15_binary_sizes_out_of_range() {
         [0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
         [0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
     ] {
-        let tar = Tar::default().entry(b'0', b"x", b"", |header| header[124..136].copy_from_slice(&field));
+        let tar = Tar::default().entry(b'0', b"x", b"", |header| {
+            header[124..136].copy_from_slice(&field)
+        });
         refused(&with(tar), INVALID, "size out of range").await;
     }
 }
 
 #[tokio::test]
 async fn row_16_bad_size_fields() {
-    for field in [b"+0000000001\0", b"0000000000a\0", b"0000001\x001\0\0\0", b"\0\0\0\0\0\0\0\0\0\0\0\0", b"            "] {
-        let tar = Tar::default().entry(b'0', b"x", b"", |header| header[124..136].copy_from_slice(field));
+    for field in [
+        b"+0000000001\0",
+        b"0000000000a\0",
+        b"0000001\x001\0\0\0",
+        b"\0\0\0\0\0\0\0\0\0\0\0\0",
+        b"            ",
+    ] {
+        let tar = Tar::default().entry(b'0', b"x", b"", |header| {
+            header[124..136].copy_from_slice(field)
+        });
         refused(&with(tar), INVALID, "bad size field").await;
     }
 }
@@ -258,11 +307,20 @@ async fn row_17_a_wrong_checksum() {
 #[tokio::test]
 async fn row_18_unknown_formats_of_headers() {
     for magic in [b"ustar\x0001", b"ustar\0  ", b"ustar00\0", b"tar\0\0\0\0\0"] {
-        let tar = Tar::default().entry(b'0', b"x", b"", |header| header[257..265].copy_from_slice(magic));
-        refused(&sample().docker().and(tar).end(), INVALID, "unknown header format").await;
+        let tar = Tar::default().entry(b'0', b"x", b"", |header| {
+            header[257..265].copy_from_slice(magic)
+        });
+        refused(
+            &sample().docker().and(tar).end(),
+            INVALID,
+            "unknown header format",
+        )
+        .await;
     }
     for magic in [b"ustar\x0000", b"ustar  \0", b"\0\0\0\0\0\0\0\0"] {
-        let tar = Tar::default().entry(b'0', b"x", b"", |header| header[257..265].copy_from_slice(magic));
+        let tar = Tar::default().entry(b'0', b"x", b"", |header| {
+            header[257..265].copy_from_slice(magic)
+        });
         accepted(&with(tar)).await;
     }
 }
@@ -282,11 +340,19 @@ async fn rows_20_and_21_archives_that_end_too_early() {
         refused(&whole[..whole.len() - cut], TRUNCATED, "ends too early").await;
     }
     let bed = bed();
-    let error = bed.parse(&whole[..whole.len() - BLOCK], Way::File).await.unwrap_err();
+    let error = bed
+        .parse(&whole[..whole.len() - BLOCK], Way::File)
+        .await
+        .unwrap_err();
     let text = error.to_string();
     assert!(text.contains("1536 bytes needed, 1024 left"), "{text}");
     let huge = Tar::default().entry(b'0', b"x", b"", |header| set_size(header, 0o77_777_777_777));
-    refused(&sample().docker().and(huge).end(), TRUNCATED, "ends too early").await;
+    refused(
+        &sample().docker().and(huge).end(),
+        TRUNCATED,
+        "ends too early",
+    )
+    .await;
     assert_eq!(error.class(), Class::Archive);
 }
 
@@ -299,16 +365,29 @@ async fn rows_22_and_23_odd_ends_are_only_warned_of() {
         (mark.to_vec(), Some("end mark is incomplete")),
         ([mark, mark].concat(), None),
         ([&mark[..], &mark, &[0; 20 * BLOCK]].concat(), None),
-        ([&mark[..], &mark, &[0; BLOCK], b"garbage"].concat(), Some("data after its end was ignored")),
-        ([&mark[..], b"garbage"].concat(), Some("data after its end was ignored")),
+        (
+            [&mark[..], &mark, &[0; BLOCK], b"garbage"].concat(),
+            Some("data after its end was ignored"),
+        ),
+        (
+            [&mark[..], b"garbage"].concat(),
+            Some("data after its end was ignored"),
+        ),
     ] {
         let bytes = [&open[..], &end].concat();
         for way in super::testing::WAYS {
             let bed = bed();
             bed.store(&bytes, way).await.unwrap();
             let said = bed.warnings();
-            assert_eq!(said.len(), usize::from(warning.is_some()), "{way:?} {said:?}");
-            assert!(said.iter().all(|said| said.contains(warning.unwrap())), "{way:?} {said:?}");
+            assert_eq!(
+                said.len(),
+                usize::from(warning.is_some()),
+                "{way:?} {said:?}"
+            );
+            assert!(
+                said.iter().all(|said| said.contains(warning.unwrap())),
+                "{way:?} {said:?}"
+            );
         }
     }
 }
@@ -316,11 +395,23 @@ async fn rows_22_and_23_odd_ends_are_only_warned_of() {
 #[tokio::test]
 async fn row_24_an_entry_twice() {
     for (first, second) in [
-        (Tar::default().file("x", "one"), Tar::default().file("x", "two")),
-        (Tar::default().file("x", "one"), Tar::default().file("./x", "four")),
+        (
+            Tar::default().file("x", "one"),
+            Tar::default().file("x", "two"),
+        ),
+        (
+            Tar::default().file("x", "one"),
+            Tar::default().file("./x", "four"),
+        ),
         (Tar::default().file("x", "one"), Tar::default().folder("x/")),
-        (Tar::default().link(b'2', "x", "config.json"), Tar::default().link(b'2', "x", "layer-0")),
-        (Tar::default().link(b'2', "x", "config.json"), Tar::default().link(b'1', "x", "config.json")),
+        (
+            Tar::default().link(b'2', "x", "config.json"),
+            Tar::default().link(b'2', "x", "layer-0"),
+        ),
+        (
+            Tar::default().link(b'2', "x", "config.json"),
+            Tar::default().link(b'1', "x", "config.json"),
+        ),
     ] {
         refused(&with(first.and(second)), UNSAFE, "entry appears twice").await;
     }
@@ -336,23 +427,44 @@ async fn row_24_an_entry_twice() {
 
 #[tokio::test]
 async fn row_25_too_many_entries_or_bytes() {
-    let limits = Limits { entries: 3, ..Limits::default() };
+    let limits = Limits {
+        entries: 3,
+        ..Limits::default()
+    };
     refused_within(&limits, &sample().docker().end(), LIMIT, "entries").await;
-    let limits = Limits { archive_bytes: 3000, ..Limits::default() };
+    let limits = Limits {
+        archive_bytes: 3000,
+        ..Limits::default()
+    };
     refused_within(&limits, &sample().docker().end(), LIMIT, "archive_bytes").await;
 }
 
 #[tokio::test]
 async fn row_26_bad_links() {
     for (tar, words) in [
-        (Tar::default().link(b'2', "x", "gone"), "is not in the archive"),
-        (Tar::default().link(b'1', "x", "gone"), "is not in the archive"),
-        (Tar::default().link(b'2', "x", "../../etc/passwd"), "is outside"),
+        (
+            Tar::default().link(b'2', "x", "gone"),
+            "is not in the archive",
+        ),
+        (
+            Tar::default().link(b'1', "x", "gone"),
+            "is not in the archive",
+        ),
+        (
+            Tar::default().link(b'2', "x", "../../etc/passwd"),
+            "is outside",
+        ),
         (Tar::default().link(b'2', "x", "/etc/passwd"), "is outside"),
-        (Tar::default().link(b'1', "a/x", "../config.json"), "is outside"),
+        (
+            Tar::default().link(b'1', "a/x", "../config.json"),
+            "is outside",
+        ),
         (Tar::default().link(b'2', "x", ""), "is outside"),
         (Tar::default().link(b'2', "x", "x"), "in a circle"),
-        (Tar::default().link(b'2', "x", "y").link(b'2', "y", "x"), "in a circle"),
+        (
+            Tar::default().link(b'2', "x", "y").link(b'2', "y", "x"),
+            "in a circle",
+        ),
     ] {
         refused(&with(tar), UNSAFE, words).await;
     }
@@ -419,7 +531,11 @@ async fn row_28_decompression_bombs() {
 
 #[tokio::test]
 async fn row_29_a_layer_that_is_compressed_twice() {
-    for (inner, outer) in [(gzip as fn(&[u8]) -> Vec<u8>, zstd as fn(&[u8]) -> Vec<u8>), (gzip, gzip), (zstd, gzip)] {
+    for (inner, outer) in [
+        (gzip as fn(&[u8]) -> Vec<u8>, zstd as fn(&[u8]) -> Vec<u8>),
+        (gzip, gzip),
+        (zstd, gzip),
+    ] {
         let image = sample().packed(inner);
         let layers: Vec<&[u8]> = image.layers.iter().map(Vec::as_slice).collect();
         let tar = Sample::of(&layers).packed(outer).docker().end();
@@ -430,22 +546,42 @@ async fn row_29_a_layer_that_is_compressed_twice() {
 #[tokio::test]
 async fn row_30_json_that_is_too_large() {
     let spaces = |bytes: usize| " ".repeat(bytes);
-    let large = sample().parts().file("manifest.json", spaces((4 << 20) + 1)).end();
+    let large = sample()
+        .parts()
+        .file("manifest.json", spaces((4 << 20) + 1))
+        .end();
     refused(&large, LIMIT, "manifest_json").await;
     let mut image = sample();
     image.config.extend(spaces((8 << 20) + 1).into_bytes());
     refused(&image.docker().end(), LIMIT, "config_json").await;
-    refused(&Tar::default().file("index.json", spaces((4 << 20) + 1)).end(), LIMIT, "manifest_json").await;
+    refused(
+        &Tar::default()
+            .file("index.json", spaces((4 << 20) + 1))
+            .end(),
+        LIMIT,
+        "manifest_json",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn rows_31_and_32_json_bombs_and_keys_that_stand_there_twice() {
     let bomb = "[".repeat(1 << 20);
     for name in ["manifest.json", "index.json"] {
-        refused(&sample().parts().file(name, &bomb).end(), INVALID, "JSON cannot be read").await;
+        refused(
+            &sample().parts().file(name, &bomb).end(),
+            INVALID,
+            "JSON cannot be read",
+        )
+        .await;
     }
     let twice = r#"[{"Config":"config.json","Layers":[],"Layers":["layer-0","layer-1"]}]"#;
-    refused(&sample().parts().file("manifest.json", twice).end(), INVALID, "duplicate field").await;
+    refused(
+        &sample().parts().file("manifest.json", twice).end(),
+        INVALID,
+        "duplicate field",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -459,7 +595,10 @@ async fn row_33_layers_and_diff_ids_differ_in_number() {
     image.layers.pop();
     let manifest = image.oci_manifest(PLAIN);
     let tar = blob(image.oci_blobs(), &manifest);
-    let tar = layout(tar, &[descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest)]);
+    let tar = layout(
+        tar,
+        &[descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest)],
+    );
     refused(&tar.end(), INVALID, "1 layers, 2 diff_ids").await;
 }
 
@@ -480,7 +619,10 @@ async fn row_34_a_layer_that_is_not_its_diff_id() {
     let image = image.packed(gzip);
     let manifest = image.oci_manifest(GZIP);
     let tar = blob(image.oci_blobs(), &manifest);
-    let tar = layout(tar, &[descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest)]);
+    let tar = layout(
+        tar,
+        &[descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest)],
+    );
     refused(&tar.end(), DIGEST, "layer 2 of 2, uncompressed,").await;
 }
 
@@ -517,16 +659,31 @@ async fn row_35_bytes_that_are_not_what_their_name_says() {
         bytes
     };
     let tar = image.oci_blobs().file(&name(&manifest), damaged(&manifest));
-    refused(&layout(tar, std::slice::from_ref(&top)).end(), DIGEST, "a manifest").await;
+    refused(
+        &layout(tar, std::slice::from_ref(&top)).end(),
+        DIGEST,
+        "a manifest",
+    )
+    .await;
     let tar = blob(blob(Tar::default(), &image.config), &image.layers[0])
         .file(&name(&image.layers[1]), damaged(&image.layers[1]));
-    refused(&layout(blob(tar, &manifest), &[top]).end(), DIGEST, "layer 2 of 2").await;
+    refused(
+        &layout(blob(tar, &manifest), &[top]).end(),
+        DIGEST,
+        "layer 2 of 2",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn row_36_unknown_algorithms() {
     let top = json!({"mediaType": MediaType::OCI_MANIFEST, "digest": "blake3:abc", "size": 1});
-    refused(&layout(Tar::default(), &[top]).end(), UNSUPPORTED, "blake3:abc").await;
+    refused(
+        &layout(Tar::default(), &[top]).end(),
+        UNSUPPORTED,
+        "blake3:abc",
+    )
+    .await;
     let mut image = sample();
     let config: Value = json!({"rootfs": {"diff_ids": ["blake3:a", "blake3:b"]}});
     image.config = config.to_string().into_bytes();
@@ -536,12 +693,16 @@ async fn row_36_unknown_algorithms() {
 #[tokio::test]
 async fn row_37_bad_image_names() {
     let image = sample();
-    for name in ["", "app", "App:1", "../x:1", "app:../x", "a/../b:1", "app:1:2"] {
+    for name in [
+        "", "app", "App:1", "../x:1", "app:../x", "a/../b:1", "app:1:2",
+    ] {
         let manifest = image.manifest(&json!([name]));
         let tar = image.parts().file("manifest.json", manifest.to_string());
         refused(&tar.end(), INVALID, "bad image name").await;
     }
-    let tar = image.parts().file("manifest.json", image.manifest(&Value::Null).to_string());
+    let tar = image
+        .parts()
+        .file("manifest.json", image.manifest(&Value::Null).to_string());
     accepted(&tar.end()).await;
 }
 
@@ -566,9 +727,15 @@ async fn row_38_indexes_that_nest_or_list_too_much() {
     let manifest = image.oci_manifest(PLAIN);
     let top = descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest);
     let tar = layout(blob(image.oci_blobs(), &manifest), &[top]).end();
-    let limits = Limits { descriptors: 2, ..Limits::default() };
+    let limits = Limits {
+        descriptors: 2,
+        ..Limits::default()
+    };
     refused_within(&limits, &tar, LIMIT, "descriptors").await;
-    let limits = Limits { manifest_bytes: 100, ..Limits::default() };
+    let limits = Limits {
+        manifest_bytes: 100,
+        ..Limits::default()
+    };
     refused_within(&limits, &tar, LIMIT, "manifest_bytes").await;
 }
 
@@ -594,27 +761,71 @@ async fn row_39_sizes_that_descriptors_do_not_have() {
 async fn row_40_what_is_listed_but_not_there() {
     let image = sample();
     for name in ["config.json", "layer-1"] {
-        let manifest = image.manifest(&json!(["app:1"])).to_string().replace(name, "gone");
+        let manifest = image
+            .manifest(&json!(["app:1"]))
+            .to_string()
+            .replace(name, "gone");
         let tar = image.parts().file("manifest.json", manifest);
-        refused(&tar.end(), INVALID, "'gone' is listed but not in the archive").await;
+        refused(
+            &tar.end(),
+            INVALID,
+            "'gone' is listed but not in the archive",
+        )
+        .await;
     }
     let manifest = image.oci_manifest(PLAIN);
     let top = descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest);
-    refused(&layout(image.oci_blobs(), std::slice::from_ref(&top)).end(), INVALID, "listed but not in the archive").await;
+    refused(
+        &layout(image.oci_blobs(), std::slice::from_ref(&top)).end(),
+        INVALID,
+        "listed but not in the archive",
+    )
+    .await;
     let tar = blob(blob(Tar::default(), &image.config), &manifest);
     refused(&layout(tar, &[top]).end(), INVALID, "layer 1 of 2").await;
-    refused(&image.parts().file("manifest.json", "[]").end(), INVALID, "holds no image").await;
+    refused(
+        &image.parts().file("manifest.json", "[]").end(),
+        INVALID,
+        "holds no image",
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn row_41_old_formats_and_what_is_no_image() {
-    let old = Tar::default().file("repositories", "{}").file("id/layer.tar", "x").end();
-    refused(&old, UNSUPPORTED, "old format, of Docker before 1.10; save it again").await;
-    refused(&Tar::default().file("etc/passwd", "x").end(), UNSUPPORTED, "docker export").await;
-    refused(&[0; 10 * BLOCK], UNSUPPORTED, "neither manifest.json nor index.json").await;
+    let old = Tar::default()
+        .file("repositories", "{}")
+        .file("id/layer.tar", "x")
+        .end();
+    refused(
+        &old,
+        UNSUPPORTED,
+        "old format, of Docker before 1.10; save it again",
+    )
+    .await;
+    refused(
+        &Tar::default().file("etc/passwd", "x").end(),
+        UNSUPPORTED,
+        "docker export",
+    )
+    .await;
+    refused(
+        &[0; 10 * BLOCK],
+        UNSUPPORTED,
+        "neither manifest.json nor index.json",
+    )
+    .await;
     let schema1 = br#"{"schemaVersion":1,"name":"app","tag":"1","fsLayers":[]}"#;
-    let top = descriptor("application/vnd.docker.distribution.manifest.v1+json", schema1);
-    refused(&layout(blob(Tar::default(), schema1), &[top]).end(), UNSUPPORTED, "is no longer served").await;
+    let top = descriptor(
+        "application/vnd.docker.distribution.manifest.v1+json",
+        schema1,
+    );
+    refused(
+        &layout(blob(Tar::default(), schema1), &[top]).end(),
+        UNSUPPORTED,
+        "is no longer served",
+    )
+    .await;
     for garbage in [&b"{}"[..], b"<html>not found</html>", &[7; 4096]] {
         let bed = bed();
         for way in [Way::File, Way::Stream] {

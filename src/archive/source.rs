@@ -141,7 +141,11 @@ impl Archive {
     pub(super) fn origin(&self) -> String {
         let file_name = Path::new(&self.name).file_name();
         let name = file_name.map_or_else(|| self.name.clone(), |name| name.display().to_string());
-        format!("{}{}", crate::cache::ARCHIVE_ORIGIN, escaped(name.as_bytes()))
+        format!(
+            "{}{}",
+            crate::cache::ARCHIVE_ORIGIN,
+            escaped(name.as_bytes())
+        )
     }
 
     pub(super) fn place(&self) -> Place {
@@ -149,33 +153,56 @@ impl Archive {
     }
 
     /// Reads the entries: of a plain file the headers, of anything else every byte, into the import. Blocks.
-    pub(super) fn read(self, limits: &Limits, spool: &Spool, output: &OutputManager) -> Result<Entries> {
+    pub(super) fn read(
+        self,
+        limits: &Limits,
+        spool: &Spool,
+        output: &OutputManager,
+    ) -> Result<Entries> {
         let place = self.place();
         match self.input {
             Input::File { file, identity } => {
                 let mut head = [0; BLOCK];
-                let read = read_full_at(&file, &mut head, 0).map_err(|source| place.unreadable(source))?;
+                let read =
+                    read_full_at(&file, &mut head, 0).map_err(|source| place.unreadable(source))?;
                 let form = form_of_archive(&head[..read], &place)?;
                 let length = identity.size();
                 if form == Form::Plain {
-                    return Entries::read(Tape::File { file, length }, &place, limits, spool, &mut || {});
+                    return Entries::read(
+                        Tape::File { file, length },
+                        &place,
+                        limits,
+                        spool,
+                        &mut || {},
+                    );
                 }
                 let stream = ContentReader::of_file(file, length);
-                Packed { form, length: Some(length), name: &self.name, place: &place }
-                    .read(stream, limits, spool, output)
+                Packed {
+                    form,
+                    length: Some(length),
+                    name: &self.name,
+                    place: &place,
+                }
+                .read(stream, limits, spool, output)
             }
             Input::Stream(stream) => {
                 let mut stream = Source(stream);
                 let mut head = vec![0; BLOCK];
-                let read = read_full(&mut stream, &mut head).map_err(|error| judge(error, &place))?;
+                let read =
+                    read_full(&mut stream, &mut head).map_err(|error| judge(error, &place))?;
                 head.truncate(read);
                 if head.is_empty() {
                     return Err(place.invalid("nothing came"));
                 }
                 let form = form_of_archive(&head, &place)?;
                 let stream = io::Cursor::new(head).chain(stream);
-                Packed { form, length: None, name: &self.name, place: &place }
-                    .read(stream, limits, spool, output)
+                Packed {
+                    form,
+                    length: None,
+                    name: &self.name,
+                    place: &place,
+                }
+                .read(stream, limits, spool, output)
             }
         }
     }
@@ -275,7 +302,13 @@ mod tests {
     fn what_is_no_regular_file_is_refused_by_name_and_nobody_waits() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
-        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
         let empty = folder.path().join("empty.tar");
         File::create(&empty).unwrap();
         for (path, words) in [
@@ -302,7 +335,11 @@ mod tests {
         assert!(watch.is_unchanged());
         file.write_all(b"two").unwrap();
         assert!(!watch.is_unchanged());
-        assert!(Archive::from_reader(io::empty(), "stdin".into()).watch().is_none());
+        assert!(
+            Archive::from_reader(io::empty(), "stdin".into())
+                .watch()
+                .is_none()
+        );
     }
 
     #[test]

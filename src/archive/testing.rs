@@ -80,6 +80,11 @@ impl Tar {
     }
 
     pub(super) fn file(self, name: &str, content: impl AsRef<[u8]>) -> Self {
+        // What the header has no room for stands before it.
+        if name.len() > 100 {
+            let tar = self.pax(&[("path", name)]);
+            return tar.entry(b'0', b"long", content.as_ref(), |_| {});
+        }
         self.entry(b'0', name.as_bytes(), content.as_ref(), |_| {})
     }
 
@@ -170,26 +175,37 @@ impl Sample {
 
     /// `manifest.json` with layers at `layer-<n>`, and the configuration at `config.json`.
     pub(super) fn manifest(&self, tags: &Value) -> Value {
-        let layers: Vec<String> = (0..self.layers.len()).map(|number| format!("layer-{number}")).collect();
+        let layers: Vec<String> = (0..self.layers.len())
+            .map(|number| format!("layer-{number}"))
+            .collect();
         json!([{"Config": "config.json", "RepoTags": tags, "Layers": layers}])
     }
 
     /// A simple archive of Docker's kind, without its end.
     pub(super) fn docker(&self) -> Tar {
-        self.parts().file("manifest.json", self.manifest(&json!(["app:1"])).to_string())
+        self.parts().file(
+            "manifest.json",
+            self.manifest(&json!(["app:1"])).to_string(),
+        )
     }
 
     /// The same without `manifest.json`.
     pub(super) fn parts(&self) -> Tar {
         let tar = Tar::default().file("config.json", &self.config);
-        (0..).zip(&self.layers).fold(tar, |tar: Tar, (number, layer): (i32, _)| {
-            tar.file(&format!("layer-{number}"), layer)
-        })
+        (0..)
+            .zip(&self.layers)
+            .fold(tar, |tar: Tar, (number, layer): (i32, _)| {
+                tar.file(&format!("layer-{number}"), layer)
+            })
     }
 
     /// An OCI manifest of the image.
     pub(super) fn oci_manifest(&self, layer_type: &str) -> Vec<u8> {
-        let layers: Vec<Value> = self.layers.iter().map(|layer| descriptor(layer_type, layer)).collect();
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .map(|layer| descriptor(layer_type, layer))
+            .collect();
         json!({
             "schemaVersion": 2, "mediaType": MediaType::OCI_MANIFEST,
             "config": descriptor(MediaType::OCI_CONFIG.as_str(), &self.config), "layers": layers,
@@ -202,7 +218,9 @@ impl Sample {
     pub(super) fn oci_blobs(&self) -> Tar {
         self.layers
             .iter()
-            .fold(blob(Tar::default(), &self.config), |tar, layer| blob(tar, layer))
+            .fold(blob(Tar::default(), &self.config), |tar, layer| {
+                blob(tar, layer)
+            })
     }
 }
 
@@ -243,7 +261,11 @@ pub(super) struct Messages(Arc<Mutex<Vec<String>>>);
 
 impl Renderer for Messages {
     fn handle(&self, event: &Event<'_>) {
-        if let Event::Message { level: Level::Warning, text } = event {
+        if let Event::Message {
+            level: Level::Warning,
+            text,
+        } = event
+        {
             self.0.lock().unwrap().push((*text).to_owned());
         }
     }
@@ -284,7 +306,9 @@ impl Bed {
     }
 
     pub(super) fn archive(&self, bytes: &[u8], way: Way) -> Archive {
-        let stream = |bytes: Vec<u8>| Archive::from_reader(std::io::Cursor::new(bytes), "standard input".to_owned());
+        let stream = |bytes: Vec<u8>| {
+            Archive::from_reader(std::io::Cursor::new(bytes), "standard input".to_owned())
+        };
         match way {
             Way::File => Archive::open(&self.write("app.tar", bytes)).unwrap(),
             Way::GzipFile => Archive::open(&self.write("app.tar.gz", &gzip(bytes))).unwrap(),
@@ -312,7 +336,10 @@ impl Bed {
     /// The manifest under a name of the cache.
     pub(super) async fn manifest(&self, name: &str) -> Option<RawManifest> {
         let name: ImageName = name.parse().unwrap();
-        self.cache.manifest(&name.repository, &name.reference).await.unwrap()
+        self.cache
+            .manifest(&name.repository, &name.reference)
+            .await
+            .unwrap()
     }
 
     /// Every file of the cache but locks and notes.
@@ -364,7 +391,12 @@ pub(super) async fn accepted(bytes: &[u8]) -> Vec<Digest> {
             Err(error) => panic!("{way:?}: {}", handlers::message(&error)),
         };
         assert!(!bed.files().iter().any(|file| file.contains(".partial")));
-        all.push(stored.into_iter().map(|image| image.digest).collect::<Vec<_>>());
+        all.push(
+            stored
+                .into_iter()
+                .map(|image| image.digest)
+                .collect::<Vec<_>>(),
+        );
     }
     assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
     all.remove(0)

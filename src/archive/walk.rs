@@ -133,7 +133,8 @@ impl<'a> Walk<'a> {
 
     /// Reads on in the data of the last member; 0 at its end.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        let left = usize::try_from(self.data_end.saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let left =
+            usize::try_from(self.data_end.saturating_sub(self.position)).unwrap_or(usize::MAX);
         let wanted = left.min(buffer.len());
         let read = self.fill(&mut buffer[..wanted])?;
         if read < wanted {
@@ -201,17 +202,22 @@ impl<'a> Walk<'a> {
         self.announce(header.size(), place)?;
         let mut payload = vec![0; usize::try_from(header.size()).unwrap_or_default()];
         self.read(&mut payload)?;
-        let twice = || place.unsafe_because("ambiguous extension headers: two of a kind for one member");
+        let twice =
+            || place.unsafe_because("ambiguous extension headers: two of a kind for one member");
         match header.kind() {
-            Kind::LongName => replace(&mut self.pending.long_name, text(payload)).map_err(|()| twice()),
-            Kind::LongLink => replace(&mut self.pending.long_link, text(payload)).map_err(|()| twice()),
+            Kind::LongName => {
+                replace(&mut self.pending.long_name, text(payload)).map_err(|()| twice())
+            }
+            Kind::LongLink => {
+                replace(&mut self.pending.long_link, text(payload)).map_err(|()| twice())
+            }
             Kind::Extended => {
                 let extended = extended(&payload, place)?;
                 replace(&mut self.pending.extended, extended).map_err(|()| twice())
             }
-            Kind::Global if !self.pending.is_empty() => {
-                Err(place.unsafe_because("global header changes entries: it stands between a member and its headers"))
-            }
+            Kind::Global if !self.pending.is_empty() => Err(place.unsafe_because(
+                "global header changes entries: it stands between a member and its headers",
+            )),
             Kind::Global => check_global(&payload, place),
             Kind::File | Kind::Hardlink | Kind::Symlink | Kind::Directory => Ok(()),
         }
@@ -221,16 +227,21 @@ impl<'a> Walk<'a> {
     fn member(&mut self, header: &Header, place: &Place, offset: u64) -> Result<Member> {
         let pending = std::mem::take(&mut self.pending);
         let extended = pending.extended.unwrap_or_default();
-        let raw_name = agreed(pending.long_name, extended.path, || header.name())
-            .ok_or_else(|| place.unsafe_because("ambiguous extension headers: they give two names"))?;
+        let raw_name =
+            agreed(pending.long_name, extended.path, || header.name()).ok_or_else(|| {
+                place.unsafe_because("ambiguous extension headers: they give two names")
+            })?;
         // From here on messages carry the name that counts.
         let place = &self.archive.entry(self.number, offset, &raw_name);
         let raw_target = agreed(pending.long_link, extended.link_path, || header.link())
-            .ok_or_else(|| place.unsafe_because("ambiguous extension headers: they give two targets"))?;
+            .ok_or_else(|| {
+                place.unsafe_because("ambiguous extension headers: they give two targets")
+            })?;
         self.check_length(&raw_name, place)?;
         self.check_length(&raw_target, place)?;
-        let size = agreed_size(header.size(), extended.size)
-            .ok_or_else(|| place.unsafe_because("two different sizes: its header and its PAX record disagree"))?;
+        let size = agreed_size(header.size(), extended.size).ok_or_else(|| {
+            place.unsafe_because("two different sizes: its header and its PAX record disagree")
+        })?;
         let name = normalise(&raw_name, place)?;
         let is_folder_name = raw_name.ends_with(b"/");
         let node = match header.kind() {
@@ -248,7 +259,9 @@ impl<'a> Walk<'a> {
             _ => Node::Directory,
         };
         if name.is_empty() && node != Node::Directory {
-            return Err(place.unsafe_because("name leaves the archive: it is that of the root folder"));
+            return Err(
+                place.unsafe_because("name leaves the archive: it is that of the root folder")
+            );
         }
         self.announce(size, place)?;
         Ok(Member {
@@ -411,8 +424,9 @@ fn extended(payload: &[u8], place: &Place) -> Result<Extended> {
             b"path" => found.path = Some(value.to_vec()),
             b"linkpath" => found.link_path = Some(value.to_vec()),
             b"size" => {
-                let size = pax::decimal(value)
-                    .ok_or_else(|| place.invalid("malformed PAX record: its size is not a plain number"))?;
+                let size = pax::decimal(value).ok_or_else(|| {
+                    place.invalid("malformed PAX record: its size is not a plain number")
+                })?;
                 found.size = Some(size);
             }
             key if key.starts_with(b"GNU.sparse.") => {

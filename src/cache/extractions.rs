@@ -114,7 +114,9 @@ impl Cache {
             Some(Ok(bytes)) => serde_json::from_slice::<Note>(&bytes).ok(),
             Some(Err(_)) | None => None,
         };
-        Ok(note.filter(|note| note.file == file).map(|note| note.images))
+        Ok(note
+            .filter(|note| note.file == file)
+            .map(|note| note.images))
     }
 
     /// Notes what an archive holds. A failure only warns: the archive is read again next time.
@@ -140,7 +142,11 @@ impl Cache {
     }
 
     /// The image of this digest as it lies under one of these names, if all of it is there.
-    pub async fn whole_image(&self, names: &[ImageName], digest: &Digest) -> Result<Option<ManifestTree>> {
+    pub async fn whole_image(
+        &self,
+        names: &[ImageName],
+        digest: &Digest,
+    ) -> Result<Option<ManifestTree>> {
         let (layout, names, digest) = (self.shared.layout.clone(), names.to_vec(), digest.clone());
         blocking(move || {
             for name in &names {
@@ -171,7 +177,10 @@ fn whole_image(layout: &Layout, name: &ImageName, digest: &Digest) -> Result<Opt
         let index = match manifest.parse() {
             Ok(Manifest::Index(index)) => index,
             Ok(Manifest::Image(image)) => {
-                for blob in image.blobs().filter(|blob| !blob.stays_with_its_publisher()) {
+                for blob in image
+                    .blobs()
+                    .filter(|blob| !blob.stays_with_its_publisher())
+                {
                     if open_complete(&layout.blob(&blob.digest), blob.size)?.is_none() {
                         return Ok(None);
                     }
@@ -235,9 +244,15 @@ mod tests {
         let elsewhere = FileIdentity::of(file.as_file(), Path::new("/other")).unwrap();
         assert_eq!(fixture.cache.extraction(&elsewhere).await.unwrap(), None);
         // One note per path: the newest.
-        fixture.cache.remember_extraction(&changed, images.clone()).await;
+        fixture
+            .cache
+            .remember_extraction(&changed, images.clone())
+            .await;
         assert_eq!(fixture.cache.extraction(&identity).await.unwrap(), None);
-        assert_eq!(fixture.cache.extraction(&changed).await.unwrap(), Some(images));
+        assert_eq!(
+            fixture.cache.extraction(&changed).await.unwrap(),
+            Some(images)
+        );
         let note = fixture.cache.shared.layout.extraction(&identity.key());
         File::create(&note).unwrap().write_all(b"{").unwrap();
         assert_eq!(fixture.cache.extraction(&changed).await.unwrap(), None);
@@ -251,7 +266,10 @@ mod tests {
         File::create(fixture.cache.directory().join(".state")).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         let identity = FileIdentity::of(file.as_file(), file.path()).unwrap();
-        fixture.cache.remember_extraction(&identity, images(&[])).await;
+        fixture
+            .cache
+            .remember_extraction(&identity, images(&[]))
+            .await;
         assert_eq!(fixture.messages.count("will be read again"), 1);
         assert_eq!(fixture.cache.extraction(&identity).await.unwrap(), None);
     }
@@ -279,7 +297,11 @@ mod tests {
             .unwrap();
         children.sort_by_key(|child| *child != amd);
         assert_eq!((found, children), (root.clone(), vec![amd, arm]));
-        let whole = fixture.cache.whole_image(&names[..2], digest).await.unwrap();
+        let whole = fixture
+            .cache
+            .whole_image(&names[..2], digest)
+            .await
+            .unwrap();
         assert_eq!(whole, None);
         std::fs::remove_file(fixture.cache.shared.layout.blob(&Digest::of(b"arm"))).unwrap();
         let whole = fixture.cache.whole_image(&names, digest).await.unwrap();

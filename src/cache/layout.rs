@@ -80,7 +80,8 @@ impl Layout {
 
     /// What is known about an archive at a path that has this digest.
     pub(super) fn extraction(&self, path: &Digest) -> PathBuf {
-        self.root.join(format!(".state/archives/{}.json", path.hex()))
+        self.root
+            .join(format!(".state/archives/{}.json", path.hex()))
     }
 
     pub(super) fn locks(&self) -> PathBuf {

@@ -419,7 +419,12 @@ mod tests {
             other.registry = archive.to_owned();
             fixture.cache.store_image(other).await.unwrap();
         }
-        assert_eq!(fixture.messages.count("replaced by the one from archive a.tar"), 1);
+        assert_eq!(
+            fixture
+                .messages
+                .count("replaced by the one from archive a.tar"),
+            1
+        );
         assert_eq!(fixture.messages.all().len(), 2);
         let mut other = stored("app", "1", &root);
         other.registry = "https://quay.io".to_owned();

@@ -206,14 +206,13 @@ impl Entries {
         for _ in 0..=MAX_HOPS {
             let (is_symlink, target, number, offset) = match self.map.get(key.as_slice()) {
                 Some(Entry::File(content)) => return Ok(Some(content)),
-                Some(Entry::Directory) => return Ok(None),
                 Some(Entry::Link {
                     is_symlink,
                     target,
                     number,
                     offset,
                 }) => (*is_symlink, target, *number, *offset),
-                None => return Ok(None),
+                Some(Entry::Directory) | None => return Ok(None),
             };
             let place = self.archive.entry(number, offset, &key);
             let bad = |reason: &str| {

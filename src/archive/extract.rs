@@ -9,6 +9,7 @@ use crate::{
 use super::{
     Archive, ArchiveImage, Limits, StoredArchiveImage, TarUtils,
     error::{Error, Result},
+    source::Watch,
 };
 
 /// Which images are wanted, by position, and under which names.
@@ -30,49 +31,55 @@ where
     E: From<Error>,
 {
     let known = match archive.identity() {
-        Some(identity) => cache
-            .extraction(identity)
-            .await
-            .map_err(Error::from)?
-            .unwrap_or_default(),
-        None => Vec::new(),
+        Some(identity) => cache.extraction(identity).await.map_err(Error::from)?,
+        None => None,
     };
     let watch = archive.watch();
-    if known.is_empty() {
-        let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
-        let images = contents.images().to_vec();
-        let chosen = choose(&images)?;
-        let stored = contents.store(&chosen).await?;
-        if let Some(watch) = watch.filter(super::source::Watch::is_unchanged) {
-            remember(cache, &watch.identity, &images, &known, &stored).await;
-        }
-        return Ok(stored);
-    }
-    let images: Vec<ArchiveImage> = known.iter().map(ArchiveImage::from).collect();
-    let chosen = choose(&images)?;
-    let origin = archive.origin();
-    let place = archive.place();
-    let stored = match store_again(cache, &origin, &known, &chosen).await? {
-        Some(stored) => {
-            output.detail(format!("{place} did not change since it was extracted"));
-            stored
-        }
+    let (images, stored) = match &known {
         None => {
             let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
-            if !same_images(contents.images(), &images) {
-                return Err(place
-                    .invalid(
-                        "it changed while it was looked at; try again when nobody writes to it",
-                    )
-                    .into());
-            }
-            contents.store(&chosen).await?
+            let images = contents.images().to_vec();
+            let chosen = choose(&images)?;
+            (images, contents.store(&chosen).await?)
+        }
+        Some(known) => {
+            let images: Vec<ArchiveImage> = known.iter().map(ArchiveImage::from).collect();
+            let chosen = choose(&images)?;
+            let short = store_again(cache, &archive, known, &chosen).await?;
+            let stored = if let Some(stored) = short {
+                let place = archive.place();
+                output.detail(format!("{place} did not change since it was extracted"));
+                stored
+            } else {
+                read_again(archive, cache, limits, output, &images, &chosen).await?
+            };
+            (images, stored)
         }
     };
-    if let Some(watch) = watch.filter(super::source::Watch::is_unchanged) {
+    if let Some(watch) = watch.filter(Watch::is_unchanged) {
+        let known = known.unwrap_or_default();
         remember(cache, &watch.identity, &images, &known, &stored).await;
     }
     Ok(stored)
+}
+
+/// Reads an archive whose images are known, since the cache has lost something of it.
+async fn read_again(
+    archive: Archive,
+    cache: &Cache,
+    limits: &Limits,
+    output: &OutputManager,
+    images: &[ArchiveImage],
+    chosen: &Chosen,
+) -> Result<Vec<StoredArchiveImage>> {
+    let place = archive.place();
+    let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
+    if !same_images(contents.images(), images) {
+        return Err(
+            place.invalid("it changed while it was looked at; try again when nobody writes to it")
+        );
+    }
+    contents.store(chosen).await
 }
 
 impl From<&ExtractedImage> for ArchiveImage {
@@ -102,7 +109,7 @@ fn same_images(read: &[ArchiveImage], known: &[ArchiveImage]) -> bool {
 /// Stores what is chosen from what the cache has; none if it lacks anything.
 async fn store_again(
     cache: &Cache,
-    origin: &str,
+    archive: &Archive,
     known: &[ExtractedImage],
     chosen: &Chosen,
 ) -> Result<Option<Vec<StoredArchiveImage>>> {
@@ -125,7 +132,7 @@ async fn store_again(
             let image = StoredImage {
                 repository: name.repository.clone(),
                 reference: name.reference.clone(),
-                registry: origin.to_owned(),
+                registry: archive.origin(),
                 root: root.clone(),
                 children: children.clone(),
             };

@@ -188,7 +188,10 @@ pub(super) fn judge(error: io::Error, place: &Place) -> Error {
 }
 
 fn is<E: std::error::Error + 'static>(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<E>())
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<E>())
+        .is_some()
 }
 
 /// Reads until the buffer is full or the end has come.
@@ -287,7 +290,8 @@ mod tests {
             expansion_factor: 10,
             ..Limits::default()
         };
-        for packed in [gzip(&[0; 4 << 20]), zstd(&[0; 4 << 20])] {
+        let zeros = vec![0; 4 << 20];
+        for packed in [gzip(&zeros), zstd(&zeros)] {
             let error = expand(&packed, &limits).unwrap_err();
             assert!(matches!(error, Error::ArchiveLimit { .. }), "{error}");
             assert!(error.to_string().contains("expansion_factor"), "{error}");
@@ -301,7 +305,7 @@ mod tests {
     fn a_zstd_frame_that_wants_too_much_memory_is_refused() {
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.window_log(20).unwrap();
-        encoder.write_all(&[7; 3 << 20]).unwrap();
+        encoder.write_all(&vec![7; 3 << 20]).unwrap();
         let packed = encoder.finish().unwrap();
         let mut limits = Limits::default();
         assert_eq!(expand(&packed, &limits).unwrap().len(), 3 << 20);

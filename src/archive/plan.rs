@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use crate::image::{Digest, ImageName, Platform, RawManifest, Tag};
+use crate::image::{Algorithm, Digest, ImageName, Platform, RawManifest, Tag};
 
 use super::{
     check::BlobUse,
@@ -167,6 +167,9 @@ fn kept(root: Root) -> Planned {
     }
 }
 
+/// Missing parts that a message names; more do not help the reader.
+const SHOWN: usize = 8;
+
 /// An index without some of its children would be another index: it is refused, by the names of what is missing. A single
 /// image without a blob is broken (row 40).
 fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> {
@@ -181,8 +184,6 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
             .archive()
             .invalid(format!("{first} is listed but not in the archive")));
     }
-    /// More names do not help the reader.
-    const SHOWN: usize = 8;
     let mut text = missing
         .iter()
         .take(SHOWN)
@@ -285,15 +286,15 @@ impl DockerImage {
         let content = entries.require(&element.config, "the configuration")?;
         let config_place = entries.place(content);
         let (bytes, config) = config(content, entries, limits.config_json)?;
-        let named = digest_in_name(&element.config);
-        let algorithm = named
+        let promised = digest_in_name(&element.config);
+        let algorithm = promised
             .as_ref()
-            .map_or(crate::image::Algorithm::Sha256, Digest::algorithm);
+            .map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Digest::with_algorithm(algorithm, &bytes);
-        if let Some(named) = named
-            && named != digest
+        if let Some(promised) = promised
+            && promised != digest
         {
-            return Err(config_place.mismatch("the configuration", &named, &digest));
+            return Err(config_place.mismatch("the configuration", &promised, &digest));
         }
         let diff_ids = config.diff_ids(&config_place)?.unwrap_or_default();
         if layers.len() != diff_ids.len() {

@@ -274,7 +274,7 @@ async fn row_15_binary_sizes_out_of_range() {
         [0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5],
     ] {
         let tar = Tar::default().entry(b'0', b"x", b"", |header| {
-            header[124..136].copy_from_slice(&field)
+            header[124..136].copy_from_slice(&field);
         });
         refused(&with(tar), INVALID, "size out of range").await;
     }
@@ -290,7 +290,7 @@ async fn row_16_bad_size_fields() {
         b"            ",
     ] {
         let tar = Tar::default().entry(b'0', b"x", b"", |header| {
-            header[124..136].copy_from_slice(field)
+            header[124..136].copy_from_slice(field);
         });
         refused(&with(tar), INVALID, "bad size field").await;
     }
@@ -308,7 +308,7 @@ async fn row_17_a_wrong_checksum() {
 async fn row_18_unknown_formats_of_headers() {
     for magic in [b"ustar\x0001", b"ustar\0  ", b"ustar00\0", b"tar\0\0\0\0\0"] {
         let tar = Tar::default().entry(b'0', b"x", b"", |header| {
-            header[257..265].copy_from_slice(magic)
+            header[257..265].copy_from_slice(magic);
         });
         refused(
             &sample().docker().and(tar).end(),
@@ -319,7 +319,7 @@ async fn row_18_unknown_formats_of_headers() {
     }
     for magic in [b"ustar\x0000", b"ustar  \0", b"\0\0\0\0\0\0\0\0"] {
         let tar = Tar::default().entry(b'0', b"x", b"", |header| {
-            header[257..265].copy_from_slice(magic)
+            header[257..265].copy_from_slice(magic);
         });
         accepted(&with(tar)).await;
     }

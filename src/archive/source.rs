@@ -73,7 +73,7 @@ impl Archive {
             })?;
         let canonical = path.canonicalize();
         let canonical = canonical.map_err(|source| Place::archive(&name).unreadable(source))?;
-        Self::from_regular(file, canonical, name)
+        Self::from_regular(file, &canonical, name)
     }
 
     /// Reads a file that was opened already; `name` is what messages call it, and what tells it from other files of the
@@ -82,10 +82,10 @@ impl Archive {
     /// # Errors
     /// As [`Archive::open`].
     pub fn from_file(file: File, name: String) -> Result<Self> {
-        Self::from_regular(file, PathBuf::from(&name), name)
+        Self::from_regular(file, &PathBuf::from(&name), name)
     }
 
-    fn from_regular(file: File, path: PathBuf, name: String) -> Result<Self> {
+    fn from_regular(file: File, path: &Path, name: String) -> Result<Self> {
         let unreadable = |source| Place::archive(&name).unreadable(source);
         let kind = file.metadata().map_err(unreadable)?.file_type();
         if !kind.is_file() {
@@ -94,7 +94,7 @@ impl Archive {
                 kind: kind_name(kind),
             });
         }
-        let identity = FileIdentity::of(&file, &path).map_err(unreadable)?;
+        let identity = FileIdentity::of(&file, path).map_err(unreadable)?;
         if identity.size() == 0 {
             return Err(Place::archive(&name).invalid("the file is empty"));
         }

@@ -416,14 +416,12 @@ mod tests {
             blob.can_copy = can_copy;
             let mut done = 0;
             while done < 700_001 {
-                match blob.copy(&source, 13 + done, 700_001 - done).unwrap() {
-                    Some(copied) => done += copied,
-                    None => {
-                        blob.write(&content[usize::try_from(done).unwrap()..])
-                            .unwrap();
-                        done = 700_001;
-                    }
-                }
+                let copied = blob.copy(&source, 13 + done, 700_001 - done).unwrap();
+                done += copied.unwrap_or_else(|| {
+                    let rest = &content[usize::try_from(done).unwrap()..];
+                    blob.write(rest).unwrap();
+                    rest.len() as u64
+                });
             }
             assert_eq!(blob.copy(&source, 13 + done, 9).unwrap().unwrap_or(0), 0);
             let blob = blob.finish().unwrap();

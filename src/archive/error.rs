@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc};
 use crate::{
     cache,
     error::{Class, Classified},
-    image::{self, Digest},
+    image::{self, Digest, ImageName},
 };
 
 /// The room's result.
@@ -210,6 +210,49 @@ pub enum Error {
         /// What is missing, with its verb.
         missing: String,
     },
+    /// None of its images is the one that was chosen.
+    #[error("archive {archive} has no image {wanted}; it has {images}")]
+    ArchiveImageUnknown {
+        /// The archive.
+        archive: String,
+        /// What was chosen.
+        wanted: String,
+        /// What is there.
+        images: String,
+    },
+    /// It has several images, and none was chosen.
+    #[error("archive {archive} has several images, choose one with --image: {images}")]
+    ArchiveImageAmbiguous {
+        /// The archive.
+        archive: String,
+        /// What is there.
+        images: String,
+    },
+    /// An image without a name was given none.
+    #[error(
+        "archive {archive} has no image with a whole name: {images}; give it one with --repository and --reference, in a \
+         resource with index and as"
+    )]
+    ArchiveImageUnnamed {
+        /// The archive.
+        archive: String,
+        /// What is there.
+        images: String,
+    },
+    /// Two of its images would go by one name.
+    #[error(
+        "in archive {archive} the images @{first} and @{second} would both go by the name {name}: choose one, or rename one"
+    )]
+    ArchiveNameShared {
+        /// The archive.
+        archive: String,
+        /// The name.
+        name: ImageName,
+        /// Position of the one.
+        first: usize,
+        /// Position of the other.
+        second: usize,
+    },
     /// There is no such file.
     #[error("there is no archive {path}; check the path")]
     ArchiveNotFound {
@@ -249,8 +292,13 @@ impl Classified for Error {
             | Self::ArchiveTruncated { .. }
             | Self::DigestMismatch { .. }
             | Self::ArchiveIncomplete { .. } => Class::Archive,
-            Self::ArchiveNotFound { .. } => Class::NotFound,
-            Self::NotAnArchiveFile { .. } => Class::Config,
+            // What the user wrote is wrong: nothing was kept by then.
+            Self::ArchiveImageUnknown { .. }
+            | Self::ArchiveImageAmbiguous { .. }
+            | Self::ArchiveImageUnnamed { .. }
+            | Self::ArchiveNameShared { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::NotAnArchiveFile { .. } => Class::Config,
             Self::ArchiveUnreadable { .. } => Class::Storage,
             Self::Cache(source) => source.class(),
         }
@@ -267,6 +315,10 @@ impl Classified for Error {
             | Self::ArchiveTruncated { .. }
             | Self::DigestMismatch { .. }
             | Self::ArchiveIncomplete { .. }
+            | Self::ArchiveImageUnknown { .. }
+            | Self::ArchiveImageAmbiguous { .. }
+            | Self::ArchiveImageUnnamed { .. }
+            | Self::ArchiveNameShared { .. }
             | Self::ArchiveNotFound { .. }
             | Self::NotAnArchiveFile { .. }
             | Self::ArchiveUnreadable { .. } => self.into(),

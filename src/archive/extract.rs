@@ -7,13 +7,10 @@ use crate::{
 };
 
 use super::{
-    Archive, ArchiveImage, Limits, StoredArchiveImage, TarUtils,
+    Archive, ArchiveImage, Chosen, Limits, StoredArchiveImage, TarUtils,
     error::{Error, Result},
     source::Watch,
 };
-
-/// Which images are wanted, by position, and under which names.
-type Chosen = [(usize, Vec<ImageName>)];
 
 /// Brings images of an archive into the cache. `choose` decides which, and their names, once the images are known; an error
 /// of it stops everything before anything is visible.
@@ -25,7 +22,7 @@ pub async fn extract<E>(
     cache: &Cache,
     limits: &Limits,
     output: &OutputManager,
-    choose: impl FnOnce(&[ArchiveImage]) -> Result<Vec<(usize, Vec<ImageName>)>, E>,
+    choose: impl FnOnce(&[ArchiveImage]) -> Result<Chosen, E>,
 ) -> Result<Vec<StoredArchiveImage>, E>
 where
     E: From<Error>,

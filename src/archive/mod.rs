@@ -9,6 +9,7 @@
 //! nothing at all for an archive that did not change.
 
 mod check;
+mod choose;
 mod contents;
 mod entries;
 mod error;
@@ -31,6 +32,7 @@ mod source;
 mod testing;
 mod walk;
 
+pub use choose::{Choice, Chosen, all_named, find, only, refuse_shared_names};
 pub use contents::{ArchiveContents, ArchiveImage, StoredArchiveImage, TarUtils};
 pub use error::{Error, Place, Result};
 pub use extract::extract;

@@ -40,7 +40,7 @@ enum Input {
         file: Arc<File>,
         identity: FileIdentity,
     },
-    Stream(Box<dyn Read + Send>),
+    Stream(Box<dyn Read + Send + Sync>),
 }
 
 impl fmt::Debug for Input {
@@ -106,7 +106,7 @@ impl Archive {
     }
 
     /// Reads a stream, such as standard input. `name` is what messages call it.
-    pub fn from_reader(reader: impl Read + Send + 'static, name: String) -> Self {
+    pub fn from_reader(reader: impl Read + Send + Sync + 'static, name: String) -> Self {
         Self {
             name,
             input: Input::Stream(Box::new(reader)),
@@ -219,7 +219,7 @@ struct Packed<'a> {
 impl Packed<'_> {
     fn read(
         &self,
-        stream: impl Read + Send + 'static,
+        stream: impl Read + Send + Sync + 'static,
         limits: &Limits,
         spool: &Spool,
         output: &OutputManager,

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum, builder::FalseyValueParser};
 use secrecy::SecretString;
 
-use crate::image::{Reference, Repository};
+use crate::{
+    image::{Reference, Repository},
+    transfer::Tar,
+};
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -176,3 +179,15 @@ pub(super) struct PasswordOptions {
 
 /// Retries in a row where nobody says otherwise.
 pub(super) const DEFAULT_RETRY_ATTEMPTS: u32 = 3;
+
+/// What names standard input where a file is asked for.
+pub(super) const STDIN: &str = "-";
+
+/// The tar that an option names.
+pub(super) fn tar_of(file: &str) -> Tar {
+    if file == STDIN {
+        Tar::Stdin
+    } else {
+        Tar::File(file.into())
+    }
+}

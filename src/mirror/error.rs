@@ -1,8 +1,9 @@
 //! What can be wrong with a mirror before anything is copied.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
+    archive,
     error::{Class, Classified},
     image, registry,
 };
@@ -113,6 +114,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The archive is not what it should be, or not what the spec says of it.
+    #[error("{path}")]
+    Archive {
+        /// The archive.
+        path: String,
+        /// What the archive room says.
+        #[source]
+        source: Arc<archive::Error>,
+    },
     /// The run took longer than it may.
     #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
     RunTimedOut {
@@ -140,6 +150,11 @@ impl Classified for Error {
             Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
             // Nothing changes before somebody puts another file there.
             Self::ArchivePathRefused { .. } => Class::Archive,
+            // What does not fit the spec may fit it when the file changes.
+            Self::Archive { source, .. } => match source.class() {
+                Class::Config => Class::Archive,
+                class => class,
+            },
             Self::ArchiveNotFound { .. } => Class::NotFound,
             Self::ArchiveFolderMissing { .. } => Class::Policy,
             Self::ArchiveUnreadable { .. } => Class::Storage,
@@ -159,6 +174,7 @@ impl Classified for Error {
             Self::InvalidName { .. } => "InvalidSpec",
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
+            Self::Archive { source, .. } => source.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }

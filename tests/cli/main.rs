@@ -13,6 +13,7 @@
 mod support;
 
 mod access;
+mod archives;
 mod bad_input;
 mod behind_nginx;
 mod cache_commands;

@@ -176,7 +176,9 @@ mod tests {
             .map(|(position, names)| ArchiveImage {
                 position,
                 names: names.iter().map(|name| name.parse().unwrap()).collect(),
-                ..ArchiveImage::default()
+                tag_only: None,
+                digest: None,
+                platforms: Vec::new(),
             })
             .collect()
     }

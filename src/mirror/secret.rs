@@ -170,6 +170,7 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+    use crate::error::{Classified, handlers};
 
     fn document(kind: &str, data: &[(&str, &str)]) -> SecretDocument {
         let data = data

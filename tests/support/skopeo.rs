@@ -58,6 +58,20 @@ pub fn config(access: &Access, name: &str) -> Result<serde_json::Value> {
     serde_json::from_slice(&bytes).context(format!("the config of {name} is no JSON"))
 }
 
+/// The digests of the layers as skopeo sees them, in order.
+pub fn layers(end: End<'_>) -> Result<Vec<String>> {
+    let mut command = skopeo("inspect");
+    end.add_options(&mut command, "");
+    let output = run(command.arg(end.name()))?;
+    let image: serde_json::Value =
+        serde_json::from_slice(&output).context("skopeo's answer is no JSON")?;
+    let layers = image["Layers"].as_array().cloned().unwrap_or_default();
+    Ok(layers
+        .iter()
+        .filter_map(|layer| layer.as_str().map(str::to_owned))
+        .collect())
+}
+
 /// Copies an image out of the registry into an OCI layout, which makes skopeo read and check every blob.
 pub fn download(access: &Access, name: &str, folder: &Path) -> Result<()> {
     copy(

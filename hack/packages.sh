@@ -6,11 +6,10 @@
 set -euo pipefail
 
 # program:package
-<<<<<<< HEAD
-readonly needed=(docker-registry:docker-registry skopeo:skopeo htpasswd:apache2-utils cc:gcc nginx:nginx-light tinyproxy:tinyproxy-bin)
-=======
-readonly needed=(docker-registry:docker-registry skopeo:skopeo podman:podman htpasswd:apache2-utils cc:gcc)
->>>>>>> archive
+readonly needed=(
+  docker-registry:docker-registry skopeo:skopeo podman:podman htpasswd:apache2-utils cc:gcc nginx:nginx-light
+  tinyproxy:tinyproxy-bin
+)
 readonly policy=/usr/sbin/policy-rc.d
 
 say() { printf 'packages: %s\n' "$*" >&2; }

@@ -63,7 +63,7 @@ impl Bed {
 
     pub(super) async fn extract_stream(
         &self,
-        stream: impl Read + Send + 'static,
+        stream: impl Read + Send + Sync + 'static,
     ) -> (Vec<ArchiveImage>, Vec<StoredArchiveImage>) {
         self.extract(Archive::from_reader(stream, "standard input".to_owned()))
             .await

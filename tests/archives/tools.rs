@@ -1,15 +1,12 @@
 //! What skopeo and podman write, and what they say about it.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::Command;
 
 use docker_image_pusher::image::{ImageManifest, ImageName};
 
 use super::bed::{Bed, bed};
 use super::support::images::{Image, ImageManifest as Made};
-use super::support::process::run;
+use super::support::podman::Podman;
 use super::support::skopeo::{self, End};
 
 fn digests(image: &ImageManifest) -> Vec<String> {
@@ -108,52 +105,25 @@ async fn an_oci_archive_of_skopeo_keeps_its_index_and_its_manifests_byte_for_byt
     }
 }
 
-/// podman with a store of its own.
-struct Podman<'a>(&'a Path);
-
-impl Podman<'_> {
-    /// Brings an image into the store.
-    fn add(&self, image: &Image, name: &str) {
-        let source = format!("oci:{}", image.layout().display());
-        let folder = self.0.display();
-        let store = format!("containers-storage:[vfs@{folder}/root+{folder}/run]{name}");
-        skopeo::copy_with(End::Local(&source), End::Local(&store), &[]).unwrap();
-    }
-
-    fn save(&self, arguments: &[&str], file: &Path) {
-        let mut command = Command::new("podman");
-        command.arg("--root").arg(self.0.join("root"));
-        command.arg("--runroot").arg(self.0.join("run"));
-        command.args(["--storage-driver", "vfs", "save", "--quiet"]);
-        let (options, names): (Vec<&str>, Vec<&str>) = arguments
-            .iter()
-            .partition(|argument| argument.starts_with('-'));
-        command.args(options).arg("--output").arg(file).args(names);
-        run(&mut command).unwrap();
-    }
-}
-
 #[tokio::test]
 async fn archives_of_podman_are_read_in_all_its_formats() {
-    // Only root may have a store without a user namespace.
-    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-        return;
-    }
     let bed = bed();
     let folder = bed.folder.path();
-    let podman = Podman(folder);
+    let podman = Podman::new(folder);
     let (one, two) = (
         Image::builder().layers(2, 60_000).build().unwrap(),
         Image::builder().layers(1, 60_000).build().unwrap(),
     );
-    podman.add(&one, "localhost/app:1");
-    podman.add(&two, "localhost/tool:2");
+    podman.add(&one, "localhost/app:1").unwrap();
+    podman.add(&two, "localhost/tool:2").unwrap();
     let file = |name: &str| folder.join(name);
 
-    podman.save(
-        &["--format=docker-archive", "localhost/app:1"],
-        &file("docker.tar"),
-    );
+    podman
+        .save(
+            &["--format=docker-archive", "localhost/app:1"],
+            &file("docker.tar"),
+        )
+        .unwrap();
     let (_, podmans) = bed.extract_file(&file("docker.tar")).await;
     assert_plain_copy(&bed, &name("localhost/app:1"), &one.manifests[0]).await;
     // Two tools, one image, one digest.
@@ -162,23 +132,27 @@ async fn archives_of_podman_are_read_in_all_its_formats() {
     let (_, skopeos) = bed.extract_file(&file("skopeo.tar")).await;
     assert_eq!(podmans[0].digest, skopeos[0].digest);
 
-    podman.save(
-        &[
-            "--format=docker-archive",
-            "--multi-image-archive",
-            "localhost/app:1",
-            "localhost/tool:2",
-        ],
-        &file("several.tar"),
-    );
+    podman
+        .save(
+            &[
+                "--format=docker-archive",
+                "--multi-image-archive",
+                "localhost/app:1",
+                "localhost/tool:2",
+            ],
+            &file("several.tar"),
+        )
+        .unwrap();
     let (images, _) = bed.extract_file(&file("several.tar")).await;
     assert_eq!(images.len(), 2);
     assert_plain_copy(&bed, &name("localhost/tool:2"), &two.manifests[0]).await;
 
-    podman.save(
-        &["--format=oci-archive", "localhost/tool:2"],
-        &file("oci.tar"),
-    );
+    podman
+        .save(
+            &["--format=oci-archive", "localhost/tool:2"],
+            &file("oci.tar"),
+        )
+        .unwrap();
     let seen = skopeo::layers(End::Local(&format!(
         "oci-archive:{}",
         file("oci.tar").display()

@@ -9,7 +9,7 @@ use crate::support::{
     Context, Result,
     binary::Sandbox,
     images::Image,
-    process::run,
+    podman::Podman,
     registry::{Access, Registry},
     skopeo,
 };
@@ -124,28 +124,13 @@ fn the_manifest_of_an_oci_archive_arrives_unchanged() -> Result<()> {
 fn what_podman_saves_arrives_in_both_formats() -> Result<()> {
     let registry = Registry::open()?;
     let sandbox = Sandbox::new()?;
-    let (image, file) = docker_archive(&sandbox, "localhost/team/app:1.0")?;
-    let podman = |arguments: &[&str]| {
-        let mut command = std::process::Command::new("podman");
-        let store = sandbox.path().join("store");
-        command
-            .args(["--storage-driver", "vfs", "--root", text(&store)])
-            .args(["--runroot", text(&sandbox.path().join("run"))])
-            .args(["--tmpdir", text(&sandbox.path().join("tmp"))])
-            .args(arguments);
-        run(&mut command).map(drop)
-    };
-    podman(&["load", "--input", text(&file)])?;
+    let image = Image::builder().layers(3, 200_000).build()?;
+    let podman = Podman::new(sandbox.path());
+    podman.add(&image, "localhost/team/app:1.0")?;
     for format in ["docker-archive", "oci-archive"] {
         let saved = sandbox.path().join(format!("{format}.tar"));
-        podman(&[
-            "save",
-            "--format",
-            format,
-            "--output",
-            text(&saved),
-            "localhost/team/app:1.0",
-        ])?;
+        let option = format!("--format={format}");
+        podman.save(&[&option, "localhost/team/app:1.0"], &saved)?;
         let pushed = push(text(&saved), "team/app", format, registry.address());
         sandbox.run(&pushed)?.expect_code(0)?;
         assert_eq!(
@@ -236,10 +221,23 @@ fn one_image_of_several_is_chosen_by_name_or_position() -> Result<()> {
     let registry = Registry::open()?;
     let sandbox = Sandbox::new()?;
     let file = sandbox.path().join("several.tar");
-    let images = crate::support::archives::several(&file, &["app:1", "docker.io/library/tool:2"])?;
+    let images = [1, 2].map(|layers| Image::builder().layers(layers, 100_000).build());
+    let [app, tool] = images;
+    let images = [app?, tool?];
+    let podman = Podman::new(sandbox.path());
+    let names = ["registry.example/app:1", "docker.io/library/tool:2"];
+    for (image, name) in images.iter().zip(names) {
+        podman.add(image, name)?;
+    }
+    let options = ["--format=docker-archive", "--multi-image-archive"];
+    podman.save(&[&options[..], &names].concat(), &file)?;
     let command = push(text(&file), "team/x", "1", registry.address());
     let refused = sandbox.run(&command)?.expect_code(2)?;
-    for part in ["@0 app:1", "@1 docker.io/library/tool:2", "--image"] {
+    for part in [
+        "@0 registry.example/app:1",
+        "@1 docker.io/library/tool:2",
+        "--image",
+    ] {
         assert!(refused.stderr.contains(part), "{}", refused.stderr);
     }
     for (choice, image) in [("tool:2", &images[1]), ("@0", &images[0])] {
@@ -260,7 +258,7 @@ fn one_image_of_several_is_chosen_by_name_or_position() -> Result<()> {
         .run(&["extract", "-f", text(&file)])?
         .expect_code(0)?;
     let listed = sandbox.run(&["list"])?.expect_code(0)?;
-    for name in ["app:1", "docker.io/library/tool:2"] {
+    for name in names {
         assert!(listed.stdout.contains(name), "{}", listed.stdout);
     }
     Ok(())

@@ -23,6 +23,7 @@ pub mod faults;
 pub mod forward_proxy;
 pub mod gateway;
 pub mod images;
+pub mod podman;
 pub mod ports;
 pub mod process;
 pub mod registry;

@@ -2,7 +2,7 @@
 # else, so what passes here passes there.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint deny controlplane crds clean
+.PHONY: help demo test lint deny controlplane cluster cluster-down crds image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,15 @@ deny: ## what we depend on: banned and doubled crates, licences, sources
 
 controlplane: ## build the Kubernetes programs that tests and demo run, and print where they are
 	@hack/controlplane.sh
+
+cluster: ## start a real cluster of one node, and print its kubeconfig; as root
+	@hack/cluster.sh up
+
+cluster-down: ## stop that cluster and remove every trace of it
+	@hack/cluster.sh down
+
+image: ## the container image, without a container engine, in target/image
+	hack/image.sh
 
 # In two steps, because a program that fails must not leave an empty file behind.
 crds: ## write crds/ anew from the types, and fail if that changes it

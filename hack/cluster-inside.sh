@@ -106,7 +106,8 @@ load_pause_image() {
   ctr --address "$folder/containerd.sock" --namespace k8s.io images import "$folder/pause.tar" > "$folder/pause.log" 2>&1
 }
 
-# The kubelet's port is reached by the API server alone, in a network that has nobody else in it.
+# Its pods stay in the cgroup of this cluster: without cgroupsPerQOS (the default) they would all lie where any containerd
+# has its own. The kubelet's port is reached by the API server alone, in a network that has nobody else in it.
 write_kubelet_configuration() {
   cat > "$folder/kubelet.yaml" << YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -115,7 +116,6 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 cgroupDriver: cgroupfs
 cgroupRoot: /$name
-cgroupsPerQOS: false
 enforceNodeAllocatable: []
 failCgroupV1: false
 failSwapOn: false

@@ -52,6 +52,16 @@ check_machine() {
   esac
 }
 
+# The kubelet takes one that is there.
+make_cgroups() {
+  local hierarchy
+  if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
+    mkdir "/sys/fs/cgroup/$name"
+  else
+    for hierarchy in /sys/fs/cgroup/*/; do mkdir "$hierarchy$name"; done
+  fi
+}
+
 draw_addresses() {
   local try network
   for ((try = 0; try < 100; try++)); do
@@ -97,6 +107,7 @@ draw_addresses
 echo "$host_address" > "$folder/host-address"
 trap stop_inside EXIT
 trap 'exit 0' INT TERM
+make_cgroups
 start_inside
 status=0
 wait "$inside" || status=$?

@@ -98,11 +98,9 @@ TOML
 
 # Of our own making: there is nothing to pull it from.
 load_pause_image() {
-  local architecture
-  architecture=$(oci_architecture)
   mkdir -p "$folder/pause"
   cc -static -Os -s -o "$folder/pause/pause" "$hack/pause.c"
-  "$hack/pack-image.sh" "$folder/pause" "$pause_image" '{"Entrypoint":["/pause"]}' "$architecture" "$folder/pause.tar"
+  "$hack/pack-image.sh" "$folder/pause" "$pause_image" '{"Entrypoint":["/pause"]}' "$folder/pause.tar"
   ctr --address "$folder/containerd.sock" --namespace k8s.io images import "$folder/pause.tar" > "$folder/pause.log" 2>&1
 }
 

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# Usage: image.sh [release|dev] [ARCHIVE]
+# Usage: image.sh [ARCHIVE [PROGRAM]]
 #
-# Builds the image that the Dockerfile describes, for this machine's architecture and without a container engine, and
+# Makes the image that the Dockerfile describes, for this machine's architecture and without a container engine, and
 # writes it to ARCHIVE (default: target/image/docker-image-pusher.tar). The files come from hack/image-root.sh as in the
-# Dockerfile, the rest is read from its last stage. `dev` packs what tests run: a build that takes two minutes less.
+# Dockerfile, the rest is read from its last stage. PROGRAM, which tests name, is what goes into it instead of a release
+# build.
 set -euo pipefail
 
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 project=$(dirname "$hack")
-readonly hack project profile=${1:-release} archive=${2:-$project/target/image/docker-image-pusher.tar}
-# shellcheck source=hack/lib.sh
-source "$hack/lib.sh"
+readonly hack project archive=${1:-$project/target/image/docker-image-pusher.tar}
 
 say() { printf 'image: %s\n' "$*" >&2; }
 
@@ -30,8 +29,8 @@ configuration() {
 }
 
 # Where cargo puts it, which its configuration and its variables decide.
-built_program() {
-  (cd "$project" && cargo build --locked --profile "$profile" --bin docker-image-pusher --message-format json-render-diagnostics) \
+release_build() {
+  (cd "$project" && cargo build --locked --release --bin docker-image-pusher --message-format json-render-diagnostics) \
     | sed -n 's/.*"executable":"\([^"]*\/docker-image-pusher\)".*/\1/p' | tail -n 1
 }
 
@@ -39,10 +38,10 @@ root=$(mktemp -d)
 readonly root
 trap 'rm -rf "$root"' EXIT
 
-program=$(built_program)
+program=${2:-$(release_build)}
 "$hack/image-root.sh" "$root" "$program"
-# A debug build is mostly line tables.
-[[ $profile == release ]] || strip --strip-debug "$root/docker-image-pusher"
+# A debug build is mostly line tables; a release has none.
+strip --strip-debug "$root/docker-image-pusher"
 name=$(sed -n 's/^ *image: //p' "$project/deploy/kustomize/base/deployment.yaml")
-"$hack/pack-image.sh" "$root" "$name" "$(configuration)" "$(oci_architecture)" "$archive"
+"$hack/pack-image.sh" "$root" "$name" "$(configuration)" "$archive"
 say "$name is $archive: docker load < ..., or ctr images import ..."

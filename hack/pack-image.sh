@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Usage: pack-image.sh ROOT NAME:TAG CONFIG ARCHITECTURE ARCHIVE
+# Usage: pack-image.sh ROOT NAME:TAG CONFIG ARCHIVE
 #
-# Writes ARCHIVE as `docker save` would: an image of one layer, which is the folder ROOT, and of the JSON object CONFIG
-# (User, Entrypoint, Labels, ...). `docker load`, `podman load`, `ctr images import` and `skopeo copy docker-archive:`
-# take it. No engine is needed, everything in it belongs to root, and the same input gives the same bytes.
+# Writes ARCHIVE as `docker save` would: an image for this machine's architecture, of one layer, which is the folder ROOT,
+# and of the JSON object CONFIG (User, Entrypoint, Labels, ...). `docker load`, `podman load`, `ctr images import` and
+# `skopeo copy docker-archive:` take it. No engine is needed, everything in it belongs to root, and the same input gives
+# the same bytes.
 set -euo pipefail
+# shellcheck source=hack/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[[ $# -eq 5 ]] || {
+[[ $# -eq 4 ]] || {
   sed -n '2p' "${BASH_SOURCE[0]}" | cut -c3- >&2
   exit 2
 }
-readonly root=$1 name=$2 config=$3 architecture=$4 archive=$5
+readonly root=$1 name=$2 config=$3 archive=$4
 
 scratch=$(mktemp -d)
 readonly scratch
@@ -33,7 +36,7 @@ layer=$(digest_of "$scratch/image/layer.tar")
 mv "$scratch/image/layer.tar" "$scratch/image/$layer.tar"
 
 printf '{"architecture":"%s","os":"linux","created":"1970-01-01T00:00:00Z","config":%s,"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
-  "$architecture" "$config" "$layer" > "$scratch/config"
+  "$(oci_architecture)" "$config" "$layer" > "$scratch/config"
 id=$(digest_of "$scratch/config")
 mv "$scratch/config" "$scratch/image/$id.json"
 printf '[{"Config":"%s.json","RepoTags":["%s"],"Layers":["%s.tar"]}]' "$id" "$name" "$layer" > "$scratch/image/manifest.json"

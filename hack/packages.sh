@@ -7,10 +7,11 @@
 set -euo pipefail
 
 # program:package, or a library that cc links statically, which a compiler may come without
-needed=(docker-registry:docker-registry skopeo:skopeo htpasswd:apache2-utils cc:gcc libc.a:libc6-dev)
-# ip, unshare and mount are on every Debian machine, but not in every image of one.
+needed=(docker-registry:docker-registry skopeo:skopeo htpasswd:apache2-utils cc:gcc libc.a:libc6-dev
+  /etc/ssl/certs/ca-certificates.crt:ca-certificates)
+# ip, unshare and mount are on every Debian machine, but not in every image of one. busybox is what examples/ run.
 readonly needed_by_a_node=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins
-  iptables:iptables ip:iproute2 unshare:util-linux mount:mount)
+  iptables:iptables ip:iproute2 unshare:util-linux mount:mount busybox:busybox-static)
 [[ ${1:-} != node ]] || needed+=("${needed_by_a_node[@]}")
 readonly needed policy=/usr/sbin/policy-rc.d
 
@@ -20,6 +21,9 @@ is_there() {
   case $1 in
     # Where it finds none, it prints the name as it is.
     *.a) [[ $(cc -print-file-name="$1" 2> /dev/null) == /* ]] ;;
+    *.crt) [[ -s $1 ]] ;;
+    # There is a package with a dynamic one, too, which does not run in an image of its own.
+    busybox) command -v "$1" > /dev/null && ! readelf --program-headers --wide "$(command -v "$1")" | grep -q INTERP ;;
     *) command -v "$1" > /dev/null ;;
   esac
 }

@@ -1,6 +1,7 @@
-//! Debian's `docker-registry` (distribution 2.8.2) on loopback, in the flavours that clients meet: open, with a password
+//! Debian's `docker-registry` (distribution 2.8.2) on loopback, or where pods reach it, in the flavours that clients meet: open, with a password
 //! file, behind TLS of a private CA, and with a token server.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,7 +19,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// What a client needs to talk to a registry, or to a gateway before one.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// `127.0.0.1:PORT`
+    /// `127.0.0.1:PORT`, or where it was told to listen.
     pub address: String,
     /// Set where TLS is spoken: a folder with `ca.crt`, as skopeo and docker take it.
     pub certificates: Option<PathBuf>,
@@ -37,6 +38,7 @@ pub struct Registry {
 /// Flavours that can be combined; `htpasswd` and `token_auth` exclude each other, the later one wins.
 #[derive(Debug, Clone, Default)]
 pub struct RegistryBuilder {
+    address: Option<Ipv4Addr>,
     tls: bool,
     authentication: Authentication,
     relative_locations: bool,
@@ -170,6 +172,17 @@ impl Registry {
 }
 
 impl RegistryBuilder {
+    /// Listens at this address of the machine instead of loopback, where pods cannot reach it.
+    #[must_use]
+    pub fn at(mut self, address: Ipv4Addr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        self.address.unwrap_or(Ipv4Addr::LOCALHOST)
+    }
+
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
@@ -201,7 +214,7 @@ impl RegistryBuilder {
     pub fn start(self) -> Result<Registry> {
         let folder = temporary_folder("registry")?;
         let ca_pem = if self.tls {
-            Some(write_certificates(folder.path())?)
+            Some(write_certificates(folder.path(), self.address())?)
         } else {
             None
         };
@@ -270,7 +283,7 @@ impl RegistryBuilder {
             // Without the cache of descriptors: with it a deleted blob is still announced.
             "storage": {"filesystem": {"rootdirectory": folder.join("data")}, "delete": {"enabled": true}},
             // Port 0: the registry takes a free one and logs which.
-            "http": {"addr": "127.0.0.1:0", "relativeurls": self.relative_locations},
+            "http": {"addr": format!("{}:0", self.address()), "relativeurls": self.relative_locations},
             "auth": authentication,
         });
         if self.tls {
@@ -281,8 +294,8 @@ impl RegistryBuilder {
     }
 }
 
-/// Makes a CA and a certificate for loopback, and returns the CA's.
-fn write_certificates(folder: &Path) -> Result<String> {
+/// Makes a CA and a certificate for this address, and returns the CA's.
+fn write_certificates(folder: &Path, address: Ipv4Addr) -> Result<String> {
     let certificates = folder.join("certificates");
     std::fs::create_dir(&certificates).context("could not make a folder for certificates")?;
 
@@ -295,7 +308,7 @@ fn write_certificates(folder: &Path) -> Result<String> {
     let authority = CertifiedIssuer::self_signed(authority, key)
         .context("could not sign the CA's certificate")?;
 
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let names = vec![address.to_string(), "localhost".to_owned()];
     let server =
         CertificateParams::new(names).context("could not describe the registry's certificate")?;
     let key = KeyPair::generate().context("could not make the registry's key")?;

@@ -27,7 +27,11 @@ if [[ $$ -ne 1 ]]; then
   ip address add "$address/30" dev node0
   ip link set node0 up
   ip link set lo up
-  exec unshare --pid --fork --kill-child --mount-proc -- "$0" "$@"
+  status=0
+  unshare --pid --fork --kill-child --mount-proc -- "$0" "$@" || status=$?
+  # Everything else goes with the namespaces. Here, so that it is also done when cluster-run.sh was killed.
+  remove_cgroups "$name"
+  exit "$status"
 fi
 
 # What the programs want to write at fixed places belongs to this cluster and not to the machine.

@@ -97,7 +97,6 @@ stop_inside() {
     exec {pipe}>&-
     wait "$inside" || true
   }
-  remove_cgroups "$name"
 }
 
 inside=''

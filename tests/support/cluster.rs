@@ -262,14 +262,13 @@ impl Cluster {
 
     /// The shipped example under a name of its own, with these variables.
     pub fn archive_job(&self, variables: &[(&str, &str)]) -> Result<Value> {
-        let file =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/archive-upload-job.yaml");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/archive-upload-job.yaml");
         let mut command = self.kubernetes.kubectl();
         command
             .args(["create", "--dry-run=client", "-o", "json", "-f"])
             .arg(file);
-        let mut job: Value = serde_json::from_slice(&run(&mut command)?)
-            .context("kubectl wrote no JSON")?;
+        let mut job: Value =
+            serde_json::from_slice(&run(&mut command)?).context("kubectl wrote no JSON")?;
         job["metadata"]["name"] = format!("archive-upload-{:08x}", fastrand::u32(..)).into();
         let env = &mut job["spec"]["template"]["spec"]["containers"][0]["env"];
         for variable in env.as_array_mut().into_iter().flatten() {

@@ -65,7 +65,8 @@ impl Server {
             .enable_all()
             .build()
             .context("could not start a runtime for a test server")?;
-        let listener = listen(&runtime, address).context(format!("could not listen at {address}"))?;
+        let listener =
+            listen(&runtime, address).context(format!("could not listen at {address}"))?;
         let address = listener
             .local_addr()
             .context("a listener without an address")?;

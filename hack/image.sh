@@ -44,4 +44,4 @@ program=${2:-$(release_build)}
 strip --strip-debug "$root/docker-image-pusher"
 name=$(sed -n 's/^ *image: //p' "$project/deploy/kustomize/base/deployment.yaml")
 "$hack/pack-image.sh" "$root" "$name" "$(configuration)" "$archive"
-say "$name is $archive: docker load < ..., or ctr images import ..."
+say "$name is in $archive"

@@ -10,10 +10,8 @@ help: ## list the verbs
 demo: ## mirror an image in front of your eyes, from a bare machine; KEEP=1 leaves everything running
 	hack/demo.sh
 
-test: ## all tests, and before them what they need; as root missing packages are installed
-	hack/packages.sh
-	hack/controlplane.sh
-	cargo test --locked
+test: ## all tests, and before them what they need; those with pods, and missing packages, as root
+	hack/test.sh
 
 lint: ## formatting, clippy and documentation, without a warning
 	cargo fmt --check

@@ -15,7 +15,8 @@
 # All of it lives in network, mount and process namespaces of its own, joined to this machine by one pair of interfaces.
 # So clusters do not meet, whatever ports, bridges, chains and paths they use; nothing on this machine is configured; and
 # the end of the first process in there is the end of everything: processes, mounts, bridge, chains and the pair. There
-# is no way out of it but to this machine, so nothing in it can reach any other.
+# is no way out of it but to this machine, so nothing in it can reach any other. What is outside is the cgroup of its pods,
+# which is removed when they are gone.
 set -euo pipefail
 
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -52,10 +53,14 @@ check_machine() {
   esac
 }
 
-# The kubelet takes one that is there.
+# The kubelet takes one that is there, if it has all controllers. In v2 the root hands them down; which it does already
+# where systemd runs, or a container ever had a limit. It is all of this that could stay.
 make_cgroups() {
-  local hierarchy
+  local hierarchy controller
   if [[ -e /sys/fs/cgroup/cgroup.controllers ]]; then
+    for controller in $(< /sys/fs/cgroup/cgroup.controllers); do
+      echo "+$controller" > /sys/fs/cgroup/cgroup.subtree_control 2> /dev/null || true
+    done
     mkdir "/sys/fs/cgroup/$name"
   else
     for hierarchy in /sys/fs/cgroup/*/; do mkdir "$hierarchy$name"; done

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
-use crate::support::control_plane::ControlPlane;
+use crate::support::binary::Sandbox;
+use crate::support::control_plane::{ControlPlane, Controllers};
+use crate::support::images::Image;
 use crate::support::process::run;
-use crate::support::{Context, Failure, Result};
+use crate::support::registry::Registry;
+use crate::support::{Context, Failure, Result, skopeo};
 
 /// The base is applied once: what is in a namespace can only be tried where the namespace is.
 static INSTALLED: OnceCell<Result<()>> = OnceCell::const_new();
@@ -139,6 +142,60 @@ async fn the_overlay_of_one_namespace_gives_the_same_rights_there_and_none_elsew
     let everywhere = find(&everywhere, "Deployment", "imagepusher");
     let before = &everywhere["spec"]["template"]["spec"]["containers"][0]["env"];
     assert_eq!(env.len(), before.as_array().unwrap().len() + 1);
+    Ok(())
+}
+
+/// Under nothing but the overlay, on a control plane of its own: the base's rights would hide what the overlay's lack.
+#[tokio::test]
+async fn the_operator_of_one_namespace_does_its_work_there_and_may_do_none_elsewhere() -> Result<()>
+{
+    let control_plane = tokio::task::spawn_blocking(|| ControlPlane::start(Controllers::Without))
+        .await
+        .unwrap()?;
+    control_plane.install_crds(&project().join("crds"))?;
+    control_plane.run_kubectl(&["create", "namespace", "team-a"])?;
+    control_plane.apply_path(&project().join("deploy/kustomize/overlays/single-namespace"))?;
+    let account = "--as=system:serviceaccount:imagepusher-system:imagepusher";
+    let may = |namespace: &str| {
+        let question = ["auth", "can-i", "get", "secrets", "-n", namespace, account];
+        control_plane.run_kubectl(&question).is_ok()
+    };
+    assert!(may("team-a") && !may("default") && !may("imagepusher-system"));
+
+    let (from, to) = (Registry::open()?, Registry::open()?);
+    Image::builder().build()?.push(from.access(), "app:1")?;
+    let kubeconfig =
+        control_plane.kubeconfig_for_service_account("imagepusher-system", "imagepusher")?;
+    let sandbox = Sandbox::new()?
+        .variable("KUBECONFIG", kubeconfig.to_str().unwrap())
+        .variable("IMAGE_PUSHER_WATCH_NAMESPACE", "team-a");
+    let _operator = sandbox.start_guarded(&["controller", "--metrics-addr", "127.0.0.1:0"])?;
+    control_plane.apply(
+        &json!({
+            "apiVersion": "imagepusher.io/v1alpha1", "kind": "ImageMirror",
+            "metadata": {"name": "app", "namespace": "team-a"},
+            "spec": {
+                "source": {"registry": {
+                    "repository": format!("{}/app", from.address()), "tags": ["1"], "insecure": true,
+                }},
+                "destinations": [{
+                    "repository": format!("{}/app", to.address()), "insecure": true,
+                }],
+            },
+        })
+        .to_string(),
+    )?;
+    control_plane.run_kubectl(&[
+        "wait",
+        "imir/app",
+        "--namespace=team-a",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ])?;
+    assert_eq!(
+        skopeo::digest(to.access(), "app:1")?,
+        skopeo::digest(from.access(), "app:1")?
+    );
     Ok(())
 }
 

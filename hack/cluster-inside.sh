@@ -11,9 +11,8 @@ readonly hack folder=$1 programs=$2 name=$3 address=$4
 source "$hack/lib.sh"
 
 # Every cluster has the same, because no two of them see each other.
-readonly pod_network=10.244.0.0/24 pause_image=localhost/pause:1
-readonly volumes=8
-# Long, because a machine that compiles at the same time takes its time; measured are 15 s.
+readonly pod_network=10.244.0.0/24 pause_image=localhost/pause:1 volumes=8
+# Long, because a machine that compiles at the same time takes its time; measured are 8 s.
 readonly ready_seconds=180
 
 say() { printf 'cluster: %s\n' "$*"; }

@@ -111,8 +111,9 @@ draw_addresses
 echo "$host_address" > "$folder/host-address"
 trap stop_inside EXIT
 trap 'exit 0' INT TERM
-make_cgroups
 start_inside
+# After the interface, which tells other clusters that they are in use.
+make_cgroups
 status=0
 wait "$inside" || status=$?
 inside=''

@@ -58,10 +58,11 @@ fn files(tar: &[u8]) -> Result<Files> {
 /// The layer's files and the configuration of a docker archive with one image.
 fn parts(archive: &[u8]) -> Result<(Value, Value, Files)> {
     let files_of_archive = files(archive)?;
-    let read = |name: &Value| &files_of_archive[name.as_str().unwrap()].content;
-    let manifest: Value =
-        serde_json::from_slice(&files_of_archive["manifest.json"].content).unwrap();
-    let config = serde_json::from_slice(read(&manifest[0]["Config"])).unwrap();
+    let read = |name: &Value| &files_of_archive[name.as_str().unwrap_or_default()].content;
+    let manifest: Value = serde_json::from_slice(&files_of_archive["manifest.json"].content)
+        .context("manifest.json is no JSON")?;
+    let config = serde_json::from_slice(read(&manifest[0]["Config"]))
+        .context("the configuration is no JSON")?;
     let layer = files(read(&manifest[0]["Layers"][0]))?;
     Ok((manifest, config, layer))
 }
@@ -92,7 +93,8 @@ fn make_image_makes_what_the_dockerfile_describes() -> Result<()> {
     let (manifest, config, layer) = parts(&archive)?;
 
     assert_eq!(config["config"]["User"], *instructions("USER")[0]);
-    let entrypoint: Value = serde_json::from_str(instructions("ENTRYPOINT")[0]).unwrap();
+    let entrypoint: Value = serde_json::from_str(instructions("ENTRYPOINT")[0])
+        .context("the entry point is not in the form that is JSON")?;
     assert_eq!(config["config"]["Entrypoint"], entrypoint);
     let labels: BTreeMap<&str, Value> = instructions("LABEL")
         .into_iter()

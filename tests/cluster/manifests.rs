@@ -51,11 +51,11 @@ fn dry_run(control_plane: &ControlPlane, folder: &Path) -> Result<Vec<Value>> {
     Ok(list["items"].as_array().unwrap().clone())
 }
 
-fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
-    let found = objects
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Result<&'a Value> {
+    objects
         .iter()
-        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
-    found.unwrap_or_else(|| panic!("there is no {kind} {name}"))
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        .context(format!("there is no {kind} {name}"))
 }
 
 fn has_kind(objects: &[Value], kind: &str) -> bool {
@@ -81,7 +81,7 @@ async fn every_overlay_builds_and_the_api_server_takes_it() -> Result<()> {
             ("PersistentVolumeClaim", "imagepusher-cache"),
             ("PersistentVolumeClaim", "imagepusher-archives"),
         ] {
-            find(&objects, kind, name);
+            find(&objects, kind, name)?;
         }
     }
     Ok(())
@@ -91,7 +91,7 @@ async fn every_overlay_builds_and_the_api_server_takes_it() -> Result<()> {
 #[tokio::test]
 async fn the_role_is_what_the_operator_needs_and_nothing_else() -> Result<()> {
     let objects = dry_run(control_plane().await?, &base())?;
-    let role = find(&objects, "ClusterRole", "imagepusher");
+    let role = find(&objects, "ClusterRole", "imagepusher")?;
     assert_eq!(
         role["rules"],
         json!([
@@ -103,7 +103,7 @@ async fn the_role_is_what_the_operator_needs_and_nothing_else() -> Result<()> {
             {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "create", "patch", "delete"]},
         ])
     );
-    let binding = find(&objects, "ClusterRoleBinding", "imagepusher");
+    let binding = find(&objects, "ClusterRoleBinding", "imagepusher")?;
     assert_eq!(
         binding["subjects"],
         json!([{"kind": "ServiceAccount", "name": "imagepusher", "namespace": "imagepusher-system"}])
@@ -121,12 +121,12 @@ async fn the_overlay_of_one_namespace_gives_the_same_rights_there_and_none_elsew
     let folder = project().join("deploy/kustomize/overlays/single-namespace");
     let objects = dry_run(control_plane, &folder)?;
     assert!(!has_kind(&objects, "ClusterRole") && !has_kind(&objects, "ClusterRoleBinding"));
-    let role = find(&objects, "Role", "imagepusher");
+    let role = find(&objects, "Role", "imagepusher")?;
     assert_eq!(
         role["rules"],
-        find(&everywhere, "ClusterRole", "imagepusher")["rules"]
+        find(&everywhere, "ClusterRole", "imagepusher")?["rules"]
     );
-    let binding = find(&objects, "RoleBinding", "imagepusher");
+    let binding = find(&objects, "RoleBinding", "imagepusher")?;
     assert_eq!(binding["roleRef"]["kind"], "Role");
     for object in [role, binding] {
         assert_eq!(object["metadata"]["namespace"], "team-a");
@@ -135,11 +135,11 @@ async fn the_overlay_of_one_namespace_gives_the_same_rights_there_and_none_elsew
         binding["subjects"][0]["namespace"], "imagepusher-system",
         "the operator itself stays where it is"
     );
-    let deployment = find(&objects, "Deployment", "imagepusher");
+    let deployment = find(&objects, "Deployment", "imagepusher")?;
     let containers = &deployment["spec"]["template"]["spec"]["containers"];
     let env = containers[0]["env"].as_array().unwrap();
     assert!(env.contains(&json!({"name": "IMAGE_PUSHER_WATCH_NAMESPACE", "value": "team-a"})));
-    let everywhere = find(&everywhere, "Deployment", "imagepusher");
+    let everywhere = find(&everywhere, "Deployment", "imagepusher")?;
     let before = &everywhere["spec"]["template"]["spec"]["containers"][0]["env"];
     assert_eq!(env.len(), before.as_array().unwrap().len() + 1);
     Ok(())
@@ -203,7 +203,7 @@ async fn the_operator_of_one_namespace_does_its_work_there_and_may_do_none_elsew
 #[tokio::test]
 async fn one_pod_at_a_time_holds_the_cache_and_has_the_time_to_stop() -> Result<()> {
     let objects = dry_run(control_plane().await?, &base())?;
-    let spec = &find(&objects, "Deployment", "imagepusher")["spec"];
+    let spec = &find(&objects, "Deployment", "imagepusher")?["spec"];
     assert_eq!(spec["replicas"], 1);
     assert_eq!(spec["strategy"], json!({"type": "Recreate"}));
     let pod = &spec["template"]["spec"];
@@ -250,7 +250,7 @@ async fn pods_of_operator_and_examples_fit_a_namespace_that_enforces_restricted(
         r#"{"apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": "default", "namespace": "imagepusher-system"}}"#,
     )?;
-    for object in [find(&objects, "Deployment", "imagepusher"), &job] {
+    for object in [find(&objects, "Deployment", "imagepusher")?, &job] {
         let mut pod = pod_of(&object["spec"]["template"]);
         try_pod(control_plane, &pod)?;
         // The check checks.

@@ -243,9 +243,9 @@ impl Cluster {
     /// Puts a file on the volume of archives, as `path` for the mirrors of a namespace, with the Job of `examples/`.
     pub fn put_archive(&self, namespace: &str, path: &str, content: &[u8]) -> Result<()> {
         self.load_busybox()?;
-        let served = content.to_vec();
+        let archive = content.to_vec();
         let server = Server::start_at(self.host_address, move |_| {
-            let body = served.clone();
+            let body = archive.clone();
             async move { answer(200, &[], body) }
         })?;
         let job = self.archive_job(&[

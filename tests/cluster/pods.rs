@@ -173,11 +173,22 @@ async fn a_pod_deleted_during_a_copy_is_followed_by_one_that_finishes_it() -> Re
 }
 
 #[tokio::test]
-async fn the_job_of_the_examples_puts_an_archive_where_the_operator_reads_it() -> Result<()> {
+async fn the_job_of_the_examples_puts_whole_archives_where_the_operator_reads_them() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let namespace = cluster.kubernetes().namespace("archive")?;
     let content: Vec<u8> = (0..100_000).map(|_| fastrand::u8(..)).collect();
     cluster.put_archive(&namespace, "team/app.tar", &content)?;
+    let failure = cluster
+        .put_archive_as(
+            &namespace,
+            "team/torn.tar",
+            &content[1..],
+            &skopeo::sha256(&content),
+        )
+        .unwrap_err()
+        .to_string();
+    assert!(failure.contains("torn.tar.part: FAILED"), "{failure}");
+
     let folder = cluster
         .volume_folder(OPERATOR.0, "imagepusher-archives")?
         .join(&namespace)

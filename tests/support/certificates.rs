@@ -1,5 +1,6 @@
 //! Certificates for loopback and for the names that exist behind a proxy only, of a CA that nobody knows.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use rcgen::{
@@ -10,15 +11,15 @@ use rcgen::{
 use super::forward_proxy::REGISTRY_NAME;
 use super::{Context, Result};
 
-/// What servers of the bed are called.
-const NAMES: [&str; 3] = ["127.0.0.1", "localhost", REGISTRY_NAME];
+/// What servers of the bed are called, besides the address that each is at.
+const NAMES: [&str; 2] = ["localhost", REGISTRY_NAME];
 
-/// Makes a CA, and signs a server and a client with it, all in `folder`: `ca.crt`, `server.pem`, `server.key.pem`, and with
+/// Makes a CA, and signs a server at `address` and a client with it, all in `folder`: `ca.crt`, `server.pem`, `server.key.pem`, and with
 /// `with_client` also `client.cert` and `client.key`. Returns the CA's certificate.
 ///
 /// skopeo takes every `*.crt` of such a folder for a CA, and every `*.cert` and `*.key` for a client's: so the server's have
 /// other names.
-pub fn write(folder: &Path, with_client: bool) -> Result<String> {
+pub fn write(folder: &Path, address: Ipv4Addr, with_client: bool) -> Result<String> {
     std::fs::create_dir(folder).context("could not make a folder for certificates")?;
     let mut authority = CertificateParams::new(Vec::new()).context("could not describe the CA")?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -29,8 +30,10 @@ pub fn write(folder: &Path, with_client: bool) -> Result<String> {
         .context("could not sign the CA's certificate")?;
     put(folder, "ca.crt", &authority.pem())?;
 
-    let server = CertificateParams::new(NAMES.map(str::to_owned))
-        .context("could not describe the server's certificate")?;
+    let mut names = NAMES.map(str::to_owned).to_vec();
+    names.push(address.to_string());
+    let server =
+        CertificateParams::new(names).context("could not describe the server's certificate")?;
     sign(
         folder,
         &authority,

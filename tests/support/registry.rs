@@ -1,6 +1,7 @@
-//! Debian's `docker-registry` (distribution 2.8.2) on loopback, in the flavours that clients meet: open, with a password
-//! file, behind TLS of a private CA, wanting a certificate of the client, and with a token server.
+//! Debian's `docker-registry` (distribution 2.8.2) on loopback, or where pods reach it, in the flavours that clients meet:
+//! open, with a password file, behind TLS of a private CA, wanting a certificate of the client, and with a token server.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +18,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// What a client needs to talk to a registry, or to a gateway before one.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// `127.0.0.1:PORT`
+    /// `127.0.0.1:PORT`, or where it was told to listen.
     pub address: String,
     /// Set where TLS is spoken: a folder with `ca.crt`, as skopeo and docker take it.
     pub certificates: Option<PathBuf>,
@@ -36,6 +37,7 @@ pub struct Registry {
 /// Flavours that can be combined; `htpasswd` and `token_auth` exclude each other, the later one wins.
 #[derive(Debug, Clone, Default)]
 pub struct RegistryBuilder {
+    address: Option<Ipv4Addr>,
     tls: bool,
     wants_certificate: bool,
     authentication: Authentication,
@@ -177,6 +179,17 @@ impl Registry {
 }
 
 impl RegistryBuilder {
+    /// Listens at this address of the machine instead of loopback, where pods cannot reach it.
+    #[must_use]
+    pub fn at(mut self, address: Ipv4Addr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        self.address.unwrap_or(Ipv4Addr::LOCALHOST)
+    }
+
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
@@ -217,7 +230,12 @@ impl RegistryBuilder {
         let folder = temporary_folder("registry")?;
         let ca_pem = if self.tls {
             let certificates = folder.path().join("certificates");
-            Some(certificates::write(&certificates, self.wants_certificate)?)
+            let address = self.address();
+            Some(certificates::write(
+                &certificates,
+                address,
+                self.wants_certificate,
+            )?)
         } else {
             None
         };
@@ -286,7 +304,7 @@ impl RegistryBuilder {
             // Without the cache of descriptors: with it a deleted blob is still announced.
             "storage": {"filesystem": {"rootdirectory": folder.join("data")}, "delete": {"enabled": true}},
             // Port 0: the registry takes a free one and logs which.
-            "http": {"addr": "127.0.0.1:0", "relativeurls": self.relative_locations},
+            "http": {"addr": format!("{}:0", self.address()), "relativeurls": self.relative_locations},
             "auth": authentication,
         });
         if self.tls {

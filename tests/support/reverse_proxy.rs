@@ -1,5 +1,6 @@
 //! Debian's nginx before a registry, as it is put there to end TLS: right, with the usual mistakes, and with limits.
 
+use std::net::Ipv4Addr;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -82,7 +83,7 @@ impl ReverseProxyBuilder {
     pub fn start(self) -> Result<ReverseProxy> {
         let folder = temporary_folder("nginx")?;
         let certificates = certificates_folder(folder.path());
-        certificates::write(&certificates, self.wants_certificate)?;
+        certificates::write(&certificates, Ipv4Addr::LOCALHOST, self.wants_certificate)?;
         let address = format!("127.0.0.1:{}", free_port()?);
         let config = folder.path().join("nginx.conf");
         std::fs::write(&config, self.config(folder.path(), &address))

@@ -8,6 +8,7 @@ mod access;
 mod archive;
 mod destination;
 mod error;
+mod file;
 mod plan;
 mod report;
 mod request;

@@ -1,0 +1,6 @@
+//! Reads files.
+#![allow(dead_code, unreachable_pub)]
+mod compose;
+mod node;
+mod scalar;
+mod schema;

@@ -18,10 +18,11 @@ mod template;
 mod validate;
 
 pub use error::{Error, Result};
+pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
 pub use report::{
     DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, ReportedFailure,
     Totals,
 };
-pub use request::{ArchiveFolder, Given, MirrorRequest};
+pub use request::{ArchiveFolder, Given, Logins, MirrorRequest};
 pub use secret::SecretDocument;
 pub use validate::{ValidatedMirror, validate};

@@ -56,10 +56,19 @@ mod tests {
         for (schema, fields) in [
             (
                 image_mirror_schema(),
-                &["metadata/properties/labels", "spec/properties/source/properties/registry"][..],
+                &[
+                    "metadata/properties/labels",
+                    "spec/properties/source/properties/registry",
+                ][..],
             ),
-            (secret_schema(), &["data", "stringData", "type", "metadata/properties/name"]),
-            (service_account_schema(), &["imagePullSecrets/items/properties/name"]),
+            (
+                secret_schema(),
+                &["data", "stringData", "type", "metadata/properties/name"],
+            ),
+            (
+                service_account_schema(),
+                &["imagePullSecrets/items/properties/name"],
+            ),
         ] {
             for field in fields {
                 let found = schema.pointer(&format!("/properties/{field}"));

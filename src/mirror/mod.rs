@@ -20,8 +20,8 @@ mod validate;
 pub use error::{Error, Result};
 pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
 pub use report::{
-    DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, ReportedFailure,
-    Totals,
+    DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, Report,
+    ReportedFailure, Totals,
 };
 pub use request::{ArchiveFolder, Given, Logins, MirrorRequest};
 pub use secret::SecretDocument;

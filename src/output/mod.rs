@@ -345,7 +345,11 @@ mod tests {
         about.retrying("GET blob", "reset", Duration::ZERO);
         output.info("done");
         let events = recorder.0.lock().unwrap().join("\n");
-        for text in ["\"team/app: two images\"", "\"team/app: GET blob\"", "\"done\""] {
+        for text in [
+            "\"team/app: two images\"",
+            "\"team/app: GET blob\"",
+            "\"done\"",
+        ] {
             assert!(events.contains(text), "{text} in {events}");
         }
         assert_eq!(output.totals().retries, 1);

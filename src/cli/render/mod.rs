@@ -4,6 +4,7 @@ mod bars;
 mod json;
 mod lines;
 mod pace;
+mod table;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -19,6 +20,8 @@ use super::{
     hint::hint,
     options::{GlobalOptions, OutputFormat, Verbosity},
 };
+
+pub(super) use table::columns;
 
 /// Where a command shows its progress and its result.
 #[derive(Debug)]

@@ -103,7 +103,9 @@ impl<'input> Composer<'input> {
         let anchor = event.anchor_id();
         let value = match event {
             Event::Alias(id) => return self.aliased(id, position),
-            Event::Scalar(text, style, _, tag) => self.scalar(&text, style, tag.as_deref(), position),
+            Event::Scalar(text, style, _, tag) => {
+                self.scalar(&text, style, tag.as_deref(), position)
+            }
             Event::SequenceStart(..) => self.sequence(position)?,
             Event::MappingStart(..) => self.mapping(position)?,
             _ => Value::Null,
@@ -119,7 +121,10 @@ impl<'input> Composer<'input> {
     /// A copy of what an anchor names. Its parts keep their own places, since there they are mended.
     fn aliased(&mut self, id: usize, position: Position) -> Result<Node, Stop> {
         let Some(node) = self.anchors.get(&id) else {
-            return Err(Stop::Document((position, "this alias names what holds it".to_owned())));
+            return Err(Stop::Document((
+                position,
+                "this alias names what holds it".to_owned(),
+            )));
         };
         let value = node.value.clone();
         let node = Node { position, value };
@@ -179,7 +184,14 @@ impl<'input> Composer<'input> {
             let value = self.node(event, span)?;
             match key {
                 Some(_) if is_merge => merged.push(value),
-                Some((key, position)) => self.add(&mut entries, Entry { key, position, value }),
+                Some((key, position)) => self.add(
+                    &mut entries,
+                    Entry {
+                        key,
+                        position,
+                        value,
+                    },
+                ),
                 None => {}
             }
         }
@@ -190,7 +202,11 @@ impl<'input> Composer<'input> {
     }
 
     /// The name of a field, unless it can be none.
-    fn key(&mut self, event: Event<'input>, span: Span) -> Result<Option<(String, Position)>, Stop> {
+    fn key(
+        &mut self,
+        event: Event<'input>,
+        span: Span,
+    ) -> Result<Option<(String, Position)>, Stop> {
         let position = start(&span);
         let text = match &event {
             Event::Scalar(text, ..) => text.to_string(),
@@ -202,7 +218,10 @@ impl<'input> Composer<'input> {
         }
         let kind = node.value.kind();
         let told = if node.value.is_scalar() {
-            format!("the key {} is {kind}: put it in quotes", text.escape_debug())
+            format!(
+                "the key {} is {kind}: put it in quotes",
+                text.escape_debug()
+            )
         } else {
             format!("a key must be a string, not {kind}")
         };
@@ -306,7 +325,10 @@ mod tests {
     #[test]
     fn json_is_read_as_it_is_written() {
         let text = "{\r\n\t\"a\": [1, true, null, \"\\ud83e\\udd80 \\/\"],\r\n\t\"b\": {\"c\":\"d\"}\r\n}\r\n";
-        assert_eq!(read(text), [json!({"a": [1, true, null, "🦀 /"], "b": {"c": "d"}})]);
+        assert_eq!(
+            read(text),
+            [json!({"a": [1, true, null, "🦀 /"], "b": {"c": "d"}})]
+        );
         assert_eq!(read("\u{feff}{\"a\":\"b\"}"), [json!({"a": "b"})]);
     }
 
@@ -315,18 +337,35 @@ mod tests {
         let text = "base: &base {a: 1, b: 2}\nitem:\n  <<: *base\n  b: 3\nlist: [*base]\n";
         assert_eq!(
             read(text),
-            [json!({"base": {"a": 1, "b": 2}, "item": {"b": 3, "a": 1}, "list": [{"a": 1, "b": 2}]})]
+            [
+                json!({"base": {"a": 1, "b": 2}, "item": {"b": 3, "a": 1}, "list": [{"a": 1, "b": 2}]})
+            ]
         );
     }
 
     #[test]
     fn everything_wrong_with_a_text_is_told_with_its_place() {
         for (text, expected) in [
-            ("a: 1\nb: 2\na: 3\n", &["3:1: the key a stands here twice, first in line 1"][..]),
-            ("{\"a\": 1,\n \"a\": 2}", &["2:2: the key a stands here twice, first in line 1"]),
-            ("on: 1\n1: 2\n", &["1:1: the key on is a boolean: put it in quotes", "2:1: the key 1 is a number: put it in quotes"]),
+            (
+                "a: 1\nb: 2\na: 3\n",
+                &["3:1: the key a stands here twice, first in line 1"][..],
+            ),
+            (
+                "{\"a\": 1,\n \"a\": 2}",
+                &["2:2: the key a stands here twice, first in line 1"],
+            ),
+            (
+                "on: 1\n1: 2\n",
+                &[
+                    "1:1: the key on is a boolean: put it in quotes",
+                    "2:1: the key 1 is a number: put it in quotes",
+                ],
+            ),
             ("? [a]\n: 1\n", &["1:3: a key must be a string, not a list"]),
-            ("a: !other x\nb: ! 1\n", &["1:11: a tag of this kind has no meaning here: leave it out"]),
+            (
+                "a: !other x\nb: ! 1\n",
+                &["1:11: a tag of this kind has no meaning here: leave it out"],
+            ),
             ("<<: 4\n", &["1:5: << takes objects, not a number"]),
             ("a: &x [*x]\n", &["1:8: this alias names what holds it"]),
         ] {
@@ -338,7 +377,11 @@ mod tests {
     fn a_broken_document_does_not_hide_the_next_one() {
         let (documents, findings) = documents("a: [1\n---\nb: 2\n---\nc: {\n---\nd: 4\n");
         assert_eq!(findings.len(), 2, "{findings:?}");
-        assert!(findings.iter().all(|(_, text)| text.starts_with("this is no YAML: ")));
+        assert!(
+            findings
+                .iter()
+                .all(|(_, text)| text.starts_with("this is no YAML: "))
+        );
         let read: Vec<_> = documents.iter().map(Node::to_json).collect();
         assert_eq!(read, [json!({"b": 2}), json!({"d": 4})]);
     }
@@ -367,7 +410,11 @@ mod tests {
             ("spec.list[7]", 2, 3),
             ("nothing", 1, 1),
         ] {
-            assert_eq!(documents[0].position_of(path), Position { line, column }, "{path}");
+            assert_eq!(
+                documents[0].position_of(path),
+                Position { line, column },
+                "{path}"
+            );
         }
     }
 }

@@ -10,9 +10,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value as Json;
 
-use crate::api::{
-    ImageMirrorSpec, image_mirror_schema, secret_schema, service_account_schema,
-};
+use crate::api::{ImageMirrorSpec, image_mirror_schema, secret_schema, service_account_schema};
 
 use super::{
     compose::{self, Finding},
@@ -200,7 +198,14 @@ impl Documents {
             return;
         };
         let secret = is_right.then(|| self.secret(origin, &name.name, &node));
-        let added = insert(&mut self.secrets, "Secret", name, origin, node, secret.flatten());
+        let added = insert(
+            &mut self.secrets,
+            "Secret",
+            name,
+            origin,
+            node,
+            secret.flatten(),
+        );
         self.problems.extend(added);
     }
 
@@ -209,7 +214,14 @@ impl Documents {
             return;
         };
         let secrets = is_right.then(|| pull_secrets(&node));
-        let added = insert(&mut self.accounts, "ServiceAccount", name, origin, node, secrets);
+        let added = insert(
+            &mut self.accounts,
+            "ServiceAccount",
+            name,
+            origin,
+            node,
+            secrets,
+        );
         self.problems.extend(added);
     }
 
@@ -226,7 +238,13 @@ impl Documents {
         match object_name(node) {
             Ok(name) => Some((name, is_right)),
             // A name of a wrong type was told already.
-            Err(_) if node.descend(&["metadata", "name"]).is_some_and(|name| name.text().is_none()) => None,
+            Err(_)
+                if node
+                    .descend(&["metadata", "name"])
+                    .is_some_and(|name| name.text().is_none()) =>
+            {
+                None
+            }
             Err(finding) => {
                 self.tell(origin, [finding]);
                 None
@@ -251,7 +269,10 @@ impl Documents {
         let mut data = BTreeMap::new();
         for Entry { key, value, .. } in fields(node, "data") {
             let Some(bytes) = decoded(value.text().unwrap_or_default()) else {
-                let text = format!("data[{}]: is not base64; text as it is goes under stringData", key.escape_debug());
+                let text = format!(
+                    "data[{}]: is not base64; text as it is goes under stringData",
+                    key.escape_debug()
+                );
                 self.tell(origin, [(value.position, text)]);
                 return None;
             };
@@ -358,7 +379,9 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
 }
 
 fn pull_secrets(node: &Node) -> Vec<String> {
-    let items = node.field("imagePullSecrets").map(|entry| entry.value.items());
+    let items = node
+        .field("imagePullSecrets")
+        .map(|entry| entry.value.items());
     let names = items.unwrap_or_default().iter();
     names
         .filter_map(|item| item.field("name")?.value.text().map(str::to_owned))

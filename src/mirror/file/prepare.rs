@@ -308,11 +308,8 @@ fn fields_with(node: &Node, fields: &[&str], name: &str) -> Vec<String> {
     for (path, access) in source.into_iter().chain(destinations) {
         for field in fields {
             let value = access.field(field).map(|entry| &entry.value);
-            let text = value.and_then(|value| {
-                value
-                    .text()
-                    .or_else(|| value.field("name")?.value.text())
-            });
+            let text =
+                value.and_then(|value| value.text().or_else(|| value.field("name")?.value.text()));
             if text == Some(name) {
                 found.push(format!("{path}.{field}"));
             }

@@ -110,8 +110,24 @@ mod tests {
             assert_eq!(resolve(text), expected, "{text}");
         }
         for text in [
-            "1.2.3", "v1", "oFF", "yess", "1.27-alpine", "nan", "inf", "-", "+", ".", "--1", "0x", "1h",
-            "2026-11-22", "12:30", "_1", "latest", "sha256:abc",
+            "1.2.3",
+            "v1",
+            "oFF",
+            "yess",
+            "1.27-alpine",
+            "nan",
+            "inf",
+            "-",
+            "+",
+            ".",
+            "--1",
+            "0x",
+            "1h",
+            "2026-11-22",
+            "12:30",
+            "_1",
+            "latest",
+            "sha256:abc",
         ] {
             assert_eq!(resolve(text), Value::String(text.to_owned()), "{text}");
         }

@@ -51,7 +51,12 @@ impl Comparison {
         // An object that nothing is said about may hold anything.
         let is_open = properties.is_none() && others.is_null() || *others == Json::Bool(true);
         let properties = properties.unwrap_or(&nothing);
-        for Entry { key, position, value } in entries {
+        for Entry {
+            key,
+            position,
+            value,
+        } in entries
+        {
             if let Some(property) = properties.get(key) {
                 // Null says nothing (CRD finding F8).
                 if value.value != Value::Null {
@@ -74,7 +79,11 @@ impl Comparison {
     fn list(&mut self, path: &str, node: &Node, items: &[Node], schema: &Json) {
         let count = items.len() as u64;
         if let Some(limit) = schema["maxItems"].as_u64().filter(|limit| count > *limit) {
-            self.tell(node, path, format!("must have at most {limit} items, not {count}"));
+            self.tell(
+                node,
+                path,
+                format!("must have at most {limit} items, not {count}"),
+            );
         }
         if let Some(limit) = schema["minItems"].as_u64().filter(|limit| count < *limit) {
             self.tell(node, path, format!("must have at least {limit} items"));
@@ -90,11 +99,18 @@ impl Comparison {
         if !choices.is_empty() && !choices.contains(&text) {
             self.tell(node, path, format!("must be one of {}", choices.join(", ")));
         }
-        if schema["minLength"].as_u64().is_some_and(|limit| length < limit) {
+        if schema["minLength"]
+            .as_u64()
+            .is_some_and(|limit| length < limit)
+        {
             self.tell(node, path, "must not be empty");
         }
         if let Some(limit) = schema["maxLength"].as_u64().filter(|limit| length > *limit) {
-            self.tell(node, path, format!("must have at most {limit} characters, not {length}"));
+            self.tell(
+                node,
+                path,
+                format!("must have at most {limit} characters, not {length}"),
+            );
         }
         if let Some(pattern) = schema["pattern"].as_str()
             && Regex::new(pattern).is_ok_and(|pattern| !pattern.is_match(text))
@@ -156,7 +172,9 @@ fn mismatch(expected: &str, found: &Value) -> String {
     };
     let told = format!("must be {expected_kind}, not {}", found.kind());
     match expected {
-        "string" if found.is_scalar() && *found != Value::Null => format!("{told}: put it in quotes"),
+        "string" if found.is_scalar() && *found != Value::Null => {
+            format!("{told}: put it in quotes")
+        }
         _ => told,
     }
 }
@@ -170,7 +188,10 @@ fn joined(path: &str, key: &str) -> String {
 }
 
 fn texts(list: &Json) -> impl Iterator<Item = &str> {
-    list.as_array().into_iter().flatten().filter_map(Json::as_str)
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Json::as_str)
 }
 
 fn unknown_field(path: &str, key: &str, known: &Map<String, Json>) -> String {
@@ -241,42 +262,130 @@ status: {whatever: [1]}
         let schema = image_mirror_schema();
         assert_eq!(told(&schema, MIRROR), Vec::<String>::new());
         for (from, to, expected) in [
-            ("    insecure: true", "    skipTlsVerify: true", &[r#"12:5: unknown field "spec.destinations[0].skipTlsVerify": did you mean skipTLSVerify?"#][..]),
-            ("  suspend:", "  suspended: 1", &[r#"14:3: unknown field "spec.suspended": did you mean suspend?"#]),
-            ("  suspend:", "  whatever: 1", &[r#"14:3: unknown field "spec.whatever""#]),
-            ("  suspend:", "  suspend: \"true\"", &["14:12: spec.suspend: must be a boolean, not a string"]),
-            ("\"1.27\"", "1.10, Off, x, null, [a]", &[
-                "8:14: spec.source.registry.tags[0]: must be a string, not a number: put it in quotes",
-                "8:20: spec.source.registry.tags[1]: must be a string, not a boolean: put it in quotes",
-                "8:28: spec.source.registry.tags[3]: must be a string, not null",
-                "8:34: spec.source.registry.tags[4]: must be a string, not a list",
-            ]),
-            ("[\"1.27\"]", "{}", &["8:13: spec.source.registry.tags: must be a list, not an object"]),
-            ("    repository: internal.example/mirror/{repository}\n", "", &["10:5: spec.destinations[0].repository: is required"]),
-            ("maxConcurrent: 4, existingBlobs: Skip", "maxConcurrent: 65, retryAttempts: -1, existingBlobs: skip", &[
-                "13:29: spec.transfer.maxConcurrent: must be at most 64",
-                "13:48: spec.transfer.retryAttempts: must be at least 0",
-                "13:67: spec.transfer.existingBlobs: must be one of Skip, Upload",
-            ]),
-            ("maxConcurrent: 4", "maxConcurrent: \"4\"", &["13:29: spec.transfer.maxConcurrent: must be an integer, not a string"]),
-            ("maxConcurrent: 4", "maxConcurrent: 1.5", &["13:29: spec.transfer.maxConcurrent: must be an integer, not a number"]),
-            ("insecure: true", "secretRef: {name: Not_A_Name}", &[r"12:23: spec.destinations[0].secretRef.name: must match ^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"]),
-            ("insecure: true", "secretRef: login", &["12:16: spec.destinations[0].secretRef: must be an object, not a string"]),
-            ("name: internal", "name: Internal", &["10:11: spec.destinations[0].name: must be lower-case letters, digits and inner '-', at most 63"]),
-            ("\"1.27\"", "1.27.3, a/b", &["8:22: spec.source.registry.tags[1]: must be a tag: letters, digits, '.', '_' and '-', at most 128"]),
-            ("  suspend:", "  interval: 1", &["14:13: spec.interval: must be a string, not a number: put it in quotes"]),
-            ("  suspend:", "  interval: soon", &["14:13: spec.interval: must be a duration of at least 1m, for example 30m, 1h or 1h30m"]),
-            ("{a: b}", "{a: 1}", &["3:35: metadata.labels[a]: must be a string, not a number: put it in quotes"]),
-            ("labels", "label", &[r#"3:23: unknown field "metadata.label": did you mean labels?"#]),
+            (
+                "    insecure: true",
+                "    skipTlsVerify: true",
+                &[
+                    r#"12:5: unknown field "spec.destinations[0].skipTlsVerify": did you mean skipTLSVerify?"#,
+                ][..],
+            ),
+            (
+                "  suspend:",
+                "  suspended: 1",
+                &[r#"14:3: unknown field "spec.suspended": did you mean suspend?"#],
+            ),
+            (
+                "  suspend:",
+                "  whatever: 1",
+                &[r#"14:3: unknown field "spec.whatever""#],
+            ),
+            (
+                "  suspend:",
+                "  suspend: \"true\"",
+                &["14:12: spec.suspend: must be a boolean, not a string"],
+            ),
+            (
+                "\"1.27\"",
+                "1.10, Off, x, null, [a]",
+                &[
+                    "8:14: spec.source.registry.tags[0]: must be a string, not a number: put it in quotes",
+                    "8:20: spec.source.registry.tags[1]: must be a string, not a boolean: put it in quotes",
+                    "8:28: spec.source.registry.tags[3]: must be a string, not null",
+                    "8:34: spec.source.registry.tags[4]: must be a string, not a list",
+                ],
+            ),
+            (
+                "[\"1.27\"]",
+                "{}",
+                &["8:13: spec.source.registry.tags: must be a list, not an object"],
+            ),
+            (
+                "    repository: internal.example/mirror/{repository}\n",
+                "",
+                &["10:5: spec.destinations[0].repository: is required"],
+            ),
+            (
+                "maxConcurrent: 4, existingBlobs: Skip",
+                "maxConcurrent: 65, retryAttempts: -1, existingBlobs: skip",
+                &[
+                    "13:29: spec.transfer.maxConcurrent: must be at most 64",
+                    "13:48: spec.transfer.retryAttempts: must be at least 0",
+                    "13:67: spec.transfer.existingBlobs: must be one of Skip, Upload",
+                ],
+            ),
+            (
+                "maxConcurrent: 4",
+                "maxConcurrent: \"4\"",
+                &["13:29: spec.transfer.maxConcurrent: must be an integer, not a string"],
+            ),
+            (
+                "maxConcurrent: 4",
+                "maxConcurrent: 1.5",
+                &["13:29: spec.transfer.maxConcurrent: must be an integer, not a number"],
+            ),
+            (
+                "insecure: true",
+                "secretRef: {name: Not_A_Name}",
+                &[
+                    r"12:23: spec.destinations[0].secretRef.name: must match ^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$",
+                ],
+            ),
+            (
+                "insecure: true",
+                "secretRef: login",
+                &["12:16: spec.destinations[0].secretRef: must be an object, not a string"],
+            ),
+            (
+                "name: internal",
+                "name: Internal",
+                &[
+                    "10:11: spec.destinations[0].name: must be lower-case letters, digits and inner '-', at most 63",
+                ],
+            ),
+            (
+                "\"1.27\"",
+                "1.27.3, a/b",
+                &[
+                    "8:22: spec.source.registry.tags[1]: must be a tag: letters, digits, '.', '_' and '-', at most 128",
+                ],
+            ),
+            (
+                "  suspend:",
+                "  interval: 1",
+                &["14:13: spec.interval: must be a string, not a number: put it in quotes"],
+            ),
+            (
+                "  suspend:",
+                "  interval: soon",
+                &[
+                    "14:13: spec.interval: must be a duration of at least 1m, for example 30m, 1h or 1h30m",
+                ],
+            ),
+            (
+                "{a: b}",
+                "{a: 1}",
+                &["3:35: metadata.labels[a]: must be a string, not a number: put it in quotes"],
+            ),
+            (
+                "labels",
+                "label",
+                &[r#"3:23: unknown field "metadata.label": did you mean labels?"#],
+            ),
         ] {
             let text = MIRROR.replacen(from, to, 1);
             assert_ne!(text, MIRROR, "{from}");
             assert_eq!(told(&schema, &text), expected, "{text}");
         }
         let long = MIRROR.replace("internal\n", &format!("{}\n", "x".repeat(64)));
-        assert_eq!(told(&schema, &long), ["10:11: spec.destinations[0].name: must have at most 63 characters, not 64"]);
+        assert_eq!(
+            told(&schema, &long),
+            ["10:11: spec.destinations[0].name: must have at most 63 characters, not 64"]
+        );
         let many = MIRROR.replace("\"1.27\"", &"x, ".repeat(501));
-        assert_eq!(told(&schema, &many), ["8:13: spec.source.registry.tags: must have at most 500 items, not 501"]);
+        assert_eq!(
+            told(&schema, &many),
+            ["8:13: spec.source.registry.tags: must have at most 500 items, not 501"]
+        );
     }
 
     #[test]
@@ -284,8 +393,14 @@ status: {whatever: [1]}
         let schema = image_mirror_schema();
         let text = MIRROR.replace("insecure: true", "secretRef: {name: ''}");
         let told = told(&schema, &text);
-        assert_eq!(told[0], "12:23: spec.destinations[0].secretRef.name: must match ^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$");
-        assert_eq!(told[1], "12:23: spec.destinations[0].secretRef.name: must not be empty");
+        assert_eq!(
+            told[0],
+            "12:23: spec.destinations[0].secretRef.name: must match ^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+        );
+        assert_eq!(
+            told[1],
+            "12:23: spec.destinations[0].secretRef.name: must not be empty"
+        );
     }
 
     /// A rule of another form would be passed over in silence.

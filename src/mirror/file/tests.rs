@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     api::{
-        Access, Destination, ExistingBlobs, ImageMirrorSpec, ImageTag, PinnedDigest, RegistrySource,
-        SecretReference, Source, Transfer,
+        Access, Destination, ExistingBlobs, ImageMirrorSpec, ImageTag, PinnedDigest,
+        RegistrySource, SecretReference, Source, Transfer,
     },
     image::Digest,
     mirror::Logins,
@@ -26,7 +26,10 @@ fn read(texts: &[&str]) -> Documents {
     documents
 }
 
-fn prepare(texts: &[&str], surroundings: &Surroundings) -> Result<Vec<PreparedMirror>, Vec<String>> {
+fn prepare(
+    texts: &[&str],
+    surroundings: &Surroundings,
+) -> Result<Vec<PreparedMirror>, Vec<String>> {
     // The program does it in main; an error means that another test has done it.
     drop(rustls::crypto::ring::default_provider().install_default());
     read(texts)
@@ -70,17 +73,37 @@ data:
 fn mirrors_get_the_secrets_of_their_own_namespace_from_any_file() {
     let with_login = mirror("app", "i.example/app", "secretRef: {name: login}");
     let prepared = prepare(&[&with_login, LOGIN], &Surroundings::default()).unwrap();
-    assert_eq!((prepared[0].namespace.as_str(), prepared[0].name.as_str()), ("team", "app"));
+    assert_eq!(
+        (prepared[0].namespace.as_str(), prepared[0].name.as_str()),
+        ("team", "app")
+    );
     assert!(matches!(
         prepared[0].work,
-        PreparedWork::Run { reads_cache: false, images: Some(1), .. }
+        PreparedWork::Run {
+            reads_cache: false,
+            images: Some(1),
+            ..
+        }
     ));
     let elsewhere = LOGIN.replace("namespace: team", "namespace: other");
     assert_eq!(
         problems(&[&with_login, &elsewhere]),
-        ["a.yaml:11:5: spec.destinations[0].secretRef: Secret login is in none of the files: add it, in namespace team"]
+        [
+            "a.yaml:11:5: spec.destinations[0].secretRef: Secret login is in none of the files: add it, in namespace team"
+        ]
     );
-    assert_eq!(read(&[LOGIN]).secrets.values().next().unwrap().content.as_ref().unwrap().data["password"], b"s3cret");
+    assert_eq!(
+        read(&[LOGIN])
+            .secrets
+            .values()
+            .next()
+            .unwrap()
+            .content
+            .as_ref()
+            .unwrap()
+            .data["password"],
+        b"s3cret"
+    );
 }
 
 #[test]
@@ -88,8 +111,10 @@ fn the_pull_secrets_of_accounts_are_used_and_otherwise_the_logins_of_the_user() 
     let by_account = mirror("app", "i.example/app", "serviceAccountName: robot");
     assert_eq!(
         problems(&[&by_account]),
-        ["a.yaml:11:5: spec.destinations[0].serviceAccountName: ServiceAccount robot is in none of the files: add it, in \
-          namespace team, or use --docker-auth"]
+        [
+            "a.yaml:11:5: spec.destinations[0].serviceAccountName: ServiceAccount robot is in none of the files: add it, in \
+          namespace team, or use --docker-auth"
+        ]
     );
     let surroundings = Surroundings {
         logins: Some(Logins::new(|_, _| Some(Credential::Anonymous))),
@@ -99,11 +124,16 @@ fn the_pull_secrets_of_accounts_are_used_and_otherwise_the_logins_of_the_user() 
     let account = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot, namespace: team}, imagePullSecrets: [{name: pull}]}";
     assert_eq!(
         problems(&[&by_account, account]),
-        ["b.yaml:1:101: imagePullSecrets[0]: Secret pull is in none of the files: add it, in namespace team"]
+        [
+            "b.yaml:1:101: imagePullSecrets[0]: Secret pull is in none of the files: add it, in namespace team"
+        ]
     );
     let pull = "{apiVersion: v1, kind: Secret, type: kubernetes.io/dockerconfigjson, metadata: {name: pull, namespace: team}, \
                 stringData: {.dockerconfigjson: '{\"auths\":{}}'}}";
-    assert_eq!(problems(&[&by_account, account, pull]), Vec::<String>::new());
+    assert_eq!(
+        problems(&[&by_account, account, pull]),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -144,7 +174,14 @@ metadata: {name: login, namespace: team}
 data: {password: hunter2!}
 ";
     let uses_it = mirror("two", "i.example/two", "secretRef: {name: login}");
-    let told = problems(&[&wrong_template, wrong_names, broken_secret, &uses_it, "a: [\n", "kind: x\nkind: y\n"]);
+    let told = problems(&[
+        &wrong_template,
+        wrong_names,
+        broken_secret,
+        &uses_it,
+        "a: [\n",
+        "kind: x\nkind: y\n",
+    ]);
     let expected = [
         "a.yaml:11:10: spec.destinations[0].tag: tag may hold letters, digits, '.', '_', '-' and the placeholders {tag} and {digest}",
         "b.yaml:3:12: metadata.generateName: a file needs a name that stays: write metadata.name",
@@ -163,9 +200,15 @@ data: {password: hunter2!}
     assert_eq!(told, expected);
     assert!(!told.join("\n").contains("hunter2"));
     let mut binary = Documents::default();
-    let origin = Origin { name: "x".into(), folder: "/".into() };
+    let origin = Origin {
+        name: "x".into(),
+        folder: "/".into(),
+    };
     binary.read(&origin, b"\xff\xfe");
-    assert_eq!(binary.problems[0].to_string(), "x:1:1: this is not text in UTF-8");
+    assert_eq!(
+        binary.problems[0].to_string(),
+        "x:1:1: this is not text in UTF-8"
+    );
 }
 
 #[test]
@@ -177,24 +220,33 @@ fn what_only_the_engine_knows_has_its_place_too() {
     let empty_login = LOGIN.replace("username: me", "user: me");
     assert_eq!(
         problems(&[&conflict]),
-        ["a.yaml:4:1: i.example/app:latest would be written by destination default with r.example/app:1 and by destination \
-          default with r.example/app:2: give one of them another tag or repository"]
+        [
+            "a.yaml:4:1: i.example/app:latest would be written by destination default with r.example/app:1 and by destination \
+          default with r.example/app:2: give one of them another tag or repository"
+        ]
     );
     assert_eq!(problems(&[cache]).len(), 1);
     assert_eq!(
         problems(&[&unusable, &empty_login]),
-        ["a.yaml:11:5: Secret login, named by spec.destinations[0].secretRef, cannot be used: the key username is missing or \
-          empty"]
+        [
+            "a.yaml:11:5: Secret login, named by spec.destinations[0].secretRef, cannot be used: the key username is missing or \
+          empty"
+        ]
     );
 }
 
 #[test]
 fn two_mirrors_may_not_write_different_images_to_one_place() {
-    let (one, two) = (mirror("one", "i.example/same", ""), mirror("two", "i.example/same", ""));
+    let (one, two) = (
+        mirror("one", "i.example/same", ""),
+        mirror("two", "i.example/same", ""),
+    );
     assert_eq!(
         problems(&[&one, &two]),
-        ["b.yaml:9:3: i.example/same:1 would be written by team/one with r.example/one:1 and by team/two with \
-          r.example/two:1: give one of them another tag or repository"]
+        [
+            "b.yaml:9:3: i.example/same:1 would be written by team/one with r.example/one:1 and by team/two with \
+          r.example/two:1: give one of them another tag or repository"
+        ]
     );
     let suspended = two.replace("spec:", "spec:\n  suspend: true");
     assert!(prepare(&[&one, &suspended], &Surroundings::default()).is_ok());
@@ -206,13 +258,24 @@ fn two_mirrors_may_not_write_different_images_to_one_place() {
 fn names_are_taken_once_per_namespace_and_other_kinds_are_passed_over() {
     let one = mirror("app", "i.example/one", "");
     let told = problems(&[&one, &one]);
-    assert_eq!(told, ["b.yaml:3:12: ImageMirror team/app stands in a.yaml:3 already"]);
+    assert_eq!(
+        told,
+        ["b.yaml:3:12: ImageMirror team/app stands in a.yaml:3 already"]
+    );
     let other = one.replace("namespace: team", "namespace: other");
-    assert_eq!(prepare(&[&one, &other], &Surroundings::default()).unwrap().len(), 2);
+    assert_eq!(
+        prepare(&[&one, &other], &Surroundings::default())
+            .unwrap()
+            .len(),
+        2
+    );
     let namespace = "# nothing\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: team}\n";
     let documents = read(&[namespace]);
     assert_eq!(documents.mirror_count(), 0);
-    assert_eq!(documents.passed_over()[0].to_string(), "a.yaml:3:1: Namespace of v1 is passed over");
+    assert_eq!(
+        documents.passed_over()[0].to_string(),
+        "a.yaml:3:1: Namespace of v1 is passed over"
+    );
 }
 
 #[test]
@@ -228,7 +291,10 @@ fn a_list_holds_documents_and_their_places_are_kept() {
         [r#"a.yaml:14:7: unknown field "spec.destinations[0].insecur": did you mean insecure?"#]
     );
     let right = list.replace("insecur:", "insecure:");
-    assert_eq!(prepare(&[&right], &Surroundings::default()).unwrap().len(), 1);
+    assert_eq!(
+        prepare(&[&right], &Surroundings::default()).unwrap().len(),
+        1
+    );
     assert_eq!(
         problems(&["apiVersion: v1\nkind: List\nitems: x\n"]),
         ["a.yaml:3:1: items: must be a list"]
@@ -241,13 +307,16 @@ fn text(pattern: &'static str) -> impl Strategy<Value = String> {
 
 /// Words that YAML 1.1 takes for something else are likely tags.
 fn tag() -> impl Strategy<Value = ImageTag> {
-    let traps = vec!["1.10", "y", "Off", "0x1F", "null", "08", "1e3", "true", "1_0"];
+    let traps = vec![
+        "1.10", "y", "Off", "0x1F", "null", "08", "1e3", "true", "1_0",
+    ];
     let trap = proptest::sample::select(traps).prop_map(str::to_owned);
     prop_oneof![trap, text("[A-Za-z0-9_][A-Za-z0-9._-]{0,20}")].prop_map(ImageTag)
 }
 
 fn access() -> impl Strategy<Value = Access> {
-    let secret = || proptest::option::of(text("[a-z0-9]{1,9}").prop_map(|name| SecretReference { name }));
+    let secret =
+        || proptest::option::of(text("[a-z0-9]{1,9}").prop_map(|name| SecretReference { name }));
     (secret(), secret(), proptest::option::of(any::<bool>())).prop_map(
         |(secret_ref, cert_secret_ref, skip_tls_verify)| Access {
             secret_ref,
@@ -259,43 +328,64 @@ fn access() -> impl Strategy<Value = Access> {
 }
 
 fn destination() -> impl Strategy<Value = Destination> {
-    (text("[a-z0-9]{1,9}"), text("(v|[{]tag[}]|[{]digest[}]){1,3}"), access()).prop_map(
-        |(name, tag, access)| Destination {
+    (
+        text("[a-z0-9]{1,9}"),
+        text("(v|[{]tag[}]|[{]digest[}]){1,3}"),
+        access(),
+    )
+        .prop_map(|(name, tag, access)| Destination {
             repository: format!("i.example:5000/{{repository}}/{name}"),
             name,
             tag,
             access,
-        },
-    )
+        })
 }
 
 fn spec() -> impl Strategy<Value = ImageMirrorSpec> {
-    let digest = text("[a-z]{0,4}").prop_map(|text| PinnedDigest(Digest::of(text.as_bytes()).to_string()));
-    let registry = (proptest::collection::vec(tag(), 1..4), proptest::collection::vec(digest, 0..3), access());
-    let transfer = proptest::option::of((1..=64, 0..=20).prop_map(|(max_concurrent, retry_attempts)| Transfer {
-        max_concurrent,
-        retry_attempts,
-        existing_blobs: ExistingBlobs::Upload,
-    }));
-    let rest = (proptest::option::of(text("[1-9][0-9]{0,2}[mh]")), proptest::option::of(any::<bool>()));
-    (registry, proptest::collection::vec(destination(), 0..3), transfer, rest).prop_map(
-        |((tags, digests, access), destinations, transfer, (interval, suspend))| ImageMirrorSpec {
-            source: Source {
-                registry: Some(RegistrySource {
-                    repository: "docker.io/library/nginx".into(),
-                    tags,
-                    digests,
-                    access,
-                }),
-                ..Source::default()
-            },
-            destinations,
-            interval,
-            timeout: None,
-            suspend,
-            transfer,
+    let digest =
+        text("[a-z]{0,4}").prop_map(|text| PinnedDigest(Digest::of(text.as_bytes()).to_string()));
+    let registry = (
+        proptest::collection::vec(tag(), 1..4),
+        proptest::collection::vec(digest, 0..3),
+        access(),
+    );
+    let transfer = proptest::option::of((1..=64, 0..=20).prop_map(
+        |(max_concurrent, retry_attempts)| Transfer {
+            max_concurrent,
+            retry_attempts,
+            existing_blobs: ExistingBlobs::Upload,
         },
+    ));
+    let rest = (
+        proptest::option::of(text("[1-9][0-9]{0,2}[mh]")),
+        proptest::option::of(any::<bool>()),
+    );
+    (
+        registry,
+        proptest::collection::vec(destination(), 0..3),
+        transfer,
+        rest,
     )
+        .prop_map(
+            |((tags, digests, access), destinations, transfer, (interval, suspend))| {
+                ImageMirrorSpec {
+                    source: Source {
+                        registry: Some(RegistrySource {
+                            repository: "docker.io/library/nginx".into(),
+                            tags,
+                            digests,
+                            access,
+                        }),
+                        ..Source::default()
+                    },
+                    destinations,
+                    interval,
+                    timeout: None,
+                    suspend,
+                    transfer,
+                }
+            },
+        )
 }
 
 proptest! {

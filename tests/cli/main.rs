@@ -21,3 +21,4 @@ mod memory;
 mod options;
 mod output;
 mod round_trip;
+mod sync;

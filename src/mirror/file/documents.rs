@@ -266,7 +266,7 @@ impl Documents {
     }
 
     fn secret(&mut self, origin: &Origin, name: &str, node: &Node) -> Option<SecretDocument> {
-        let mut data = BTreeMap::new();
+        let (mut data, mut is_right) = (BTreeMap::new(), true);
         for Entry { key, value, .. } in fields(node, "data") {
             let Some(bytes) = decoded(value.text().unwrap_or_default()) else {
                 let text = format!(
@@ -274,7 +274,8 @@ impl Documents {
                     key.escape_debug()
                 );
                 self.tell(origin, [(value.position, text)]);
-                return None;
+                is_right = false;
+                continue;
             };
             data.insert(key.clone(), bytes);
         }
@@ -283,7 +284,7 @@ impl Documents {
             data.insert(key.clone(), text.as_bytes().to_vec());
         }
         let kind = node.field("type").and_then(|entry| entry.value.text());
-        Some(SecretDocument {
+        is_right.then(|| SecretDocument {
             name: name.to_owned(),
             kind: kind.unwrap_or(DEFAULT_TYPE).to_owned(),
             data,

@@ -36,7 +36,7 @@ pub fn secret_schema() -> Value {
     schema_of::<Secret>()
 }
 
-/// A `ServiceAccount`.
+/// A ServiceAccount.
 pub fn service_account_schema() -> Value {
     schema_of::<ServiceAccount>()
 }

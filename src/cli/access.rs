@@ -124,7 +124,7 @@ fn from_login_files(
     Ok(Credential::Anonymous)
 }
 
-/// The logins of the user, for mirrors that name a `ServiceAccount`.
+/// The logins of the user, for mirrors that name a ServiceAccount.
 pub(super) fn logins(output: &OutputManager) -> Result<Logins> {
     let files = login_files().collect::<Result<Vec<_>>>()?;
     let output = output.clone();

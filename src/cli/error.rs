@@ -125,7 +125,7 @@ pub enum Error {
     #[error(transparent)]
     Controller(#[from] controller::Error),
     /// No image of any mirror is where it should be.
-    #[error("{}", failed_images(.failed, .failure))]
+    #[error("{}", failed_images(*.failed, .failure))]
     ImagesFailed {
         /// How many images failed; none where mirrors could not be carried out at all.
         failed: usize,
@@ -133,7 +133,7 @@ pub enum Error {
         failure: Failure,
     },
     /// Some images failed, others are where they should be.
-    #[error("{}", failed_images(.failed, .failure))]
+    #[error("{}", failed_images(*.failed, .failure))]
     SomeImagesFailed {
         /// How many images failed.
         failed: usize,
@@ -173,7 +173,7 @@ impl Error {
     }
 }
 
-fn failed_images(failed: &usize, failure: &Failure) -> String {
+fn failed_images(failed: usize, failure: &Failure) -> String {
     let message = &failure.message;
     match failed {
         0 => message.clone(),

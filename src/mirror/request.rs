@@ -35,7 +35,10 @@ pub struct Given {
 
 /// Finds the login for a repository outside of all Secrets: on the command line, among those of docker and podman.
 #[derive(Clone)]
-pub struct Logins(Arc<dyn Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync>);
+pub struct Logins(Arc<Finder>);
+
+/// The login for a repository, if there is one.
+type Finder = dyn Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync;
 
 impl Logins {
     /// Logins that `find` knows.

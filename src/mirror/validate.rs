@@ -355,6 +355,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table")]
     fn every_refusal_names_its_field() {
         for (path, value, field) in [
             ("/source", json!({}), "spec.source"),

@@ -39,7 +39,7 @@ fn read_file(path: &Path, documents: &mut Documents) -> Result<()> {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     let origin = Origin {
         name: path.display().to_string(),
-        folder: folder.unwrap_or(Path::new(".")).to_owned(),
+        folder: folder.map_or_else(|| PathBuf::from("."), Path::to_owned),
     };
     add(documents, &origin, path, &mut file)
 }

@@ -391,7 +391,7 @@ mod tests {
         let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..12 {
             let previous = format!("*a{}, ", level - 1).repeat(10);
-            text.push_str(&format!("a{level}: &a{level} [{previous}]\n"));
+            text = format!("{text}a{level}: &a{level} [{previous}]\n");
         }
         let told = findings(&text);
         assert_eq!(told.len(), 1);

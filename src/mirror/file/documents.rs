@@ -1,4 +1,4 @@
-//! The documents of files: mirrors, Secrets and `ServiceAccounts`. Other kinds are passed over and named.
+//! The documents of files: mirrors, Secrets and ServiceAccounts. Other kinds are passed over and named.
 
 use std::{
     collections::{BTreeMap, btree_map},
@@ -151,7 +151,7 @@ impl Documents {
             (API_VERSION, KIND) => self.add_mirror(origin, node),
             ("v1", "Secret") => self.add_secret(origin, node),
             ("v1", "ServiceAccount") => self.add_account(origin, node),
-            ("v1", "List") => self.add_items(origin, node),
+            ("v1", "List") => self.add_items(origin, &node),
             (_, KIND) => {
                 let text = format!("{KIND} is known in apiVersion {API_VERSION} only");
                 self.tell(origin, [(node.position_of("apiVersion"), text)]);
@@ -173,7 +173,7 @@ impl Documents {
     }
 
     /// What `kubectl get -o yaml` prints: the items are documents.
-    fn add_items(&mut self, origin: &Origin, node: Node) {
+    fn add_items(&mut self, origin: &Origin, node: &Node) {
         let Some(Value::Sequence(items)) = node.field("items").map(|entry| &entry.value.value)
         else {
             let text = "items: must be a list".to_owned();

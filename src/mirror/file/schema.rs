@@ -35,11 +35,10 @@ impl Comparison {
             (Some("object"), Value::Mapping(entries)) => self.object(path, node, entries, schema),
             (Some("array"), Value::Sequence(items)) => self.list(path, node, items, schema),
             (Some("string"), Value::String(text)) => self.text(path, node, text, schema),
-            (Some("boolean"), Value::Bool(_)) | (None, _) => {}
+            (Some("boolean"), Value::Bool(_)) | (Some("number"), Value::Float(_)) | (None, _) => {}
             (Some("integer" | "number"), Value::Integer(number)) => {
                 self.integer(path, node, *number, schema);
             }
-            (Some("number"), Value::Float(_)) => {}
             (Some(expected), found) => self.tell(node, path, mismatch(expected, found)),
         }
     }
@@ -257,10 +256,16 @@ spec:
 status: {whatever: [1]}
 ";
 
+    /// What is told of [`MIRROR`] with this change.
+    fn told_of(from: &str, to: &str) -> Vec<String> {
+        let text = MIRROR.replacen(from, to, 1);
+        assert_ne!(text, MIRROR, "{from}");
+        told(&image_mirror_schema(), &text)
+    }
+
     #[test]
-    fn every_difference_is_told_with_its_place() {
-        let schema = image_mirror_schema();
-        assert_eq!(told(&schema, MIRROR), Vec::<String>::new());
+    fn unknown_fields_and_wrong_types_are_told_with_their_places() {
+        assert_eq!(told(&image_mirror_schema(), MIRROR), Vec::<String>::new());
         for (from, to, expected) in [
             (
                 "    insecure: true",
@@ -299,10 +304,18 @@ status: {whatever: [1]}
                 "{}",
                 &["8:13: spec.source.registry.tags: must be a list, not an object"],
             ),
+        ] {
+            assert_eq!(told_of(from, to), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn what_lies_out_of_bounds_is_told_with_its_place() {
+        for (from, to, expected) in [
             (
                 "    repository: internal.example/mirror/{repository}\n",
                 "",
-                &["10:5: spec.destinations[0].repository: is required"],
+                &["10:5: spec.destinations[0].repository: is required"][..],
             ),
             (
                 "maxConcurrent: 4, existingBlobs: Skip",
@@ -372,10 +385,9 @@ status: {whatever: [1]}
                 &[r#"3:23: unknown field "metadata.label": did you mean labels?"#],
             ),
         ] {
-            let text = MIRROR.replacen(from, to, 1);
-            assert_ne!(text, MIRROR, "{from}");
-            assert_eq!(told(&schema, &text), expected, "{text}");
+            assert_eq!(told_of(from, to), expected, "{to}");
         }
+        let schema = image_mirror_schema();
         let long = MIRROR.replace("internal\n", &format!("{}\n", "x".repeat(64)));
         assert_eq!(
             told(&schema, &long),

@@ -280,12 +280,8 @@ fn names_are_taken_once_per_namespace_and_other_kinds_are_passed_over() {
 
 #[test]
 fn a_list_holds_documents_and_their_places_are_kept() {
-    let items: String = mirror("app", "i.example/one", "insecur: true")
-        .lines()
-        .enumerate()
-        .map(|(number, line)| format!("{} {line}\n", if number == 0 { "-" } else { " " }))
-        .collect();
-    let list = format!("apiVersion: v1\nkind: List\nitems:\n{items}");
+    let items = mirror("app", "i.example/one", "insecur: true").replace('\n', "\n  ");
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {items}");
     assert_eq!(
         problems(&[&list]),
         [r#"a.yaml:14:7: unknown field "spec.destinations[0].insecur": did you mean insecure?"#]

@@ -163,6 +163,14 @@ impl Error {
         !matches!(self, Self::Usage(_))
     }
 
+    /// What is wrong with files, each with its place.
+    pub const fn problems(&self) -> Option<&Vec<Problem>> {
+        match self {
+            Self::Usage(Usage::FilesInvalid { problems }) => Some(problems),
+            _ => None,
+        }
+    }
+
     /// The exit code of a command that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {

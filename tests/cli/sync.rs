@@ -355,6 +355,18 @@ two.yaml:7:13: data[password]: is not base64; text as it is goes under stringDat
 ";
     assert_eq!(run.stderr, expected);
     assert_eq!(run.stdout, "");
+    let as_json = sandbox
+        .run(&[
+            "sync", "-f", "one.yaml", "-f", "two.yaml", "--output", "json",
+        ])?
+        .expect_code(2)?;
+    let error: Value = serde_json::from_str(as_json.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(error["problems"].as_array().unwrap().len(), 6);
+    let text = "data[password]: is not base64; text as it is goes under stringData";
+    assert_eq!(
+        error["problems"][5],
+        json!({"file": "two.yaml", "line": 7, "column": 13, "text": text})
+    );
     assert_eq!(registry.requests().len(), 0);
     assert!(!sandbox.path().join(".cache").exists());
     assert_eq!(left_behind(sandbox.path()), Vec::<String>::new());
@@ -541,7 +553,11 @@ fn service_accounts_log_in_by_their_pull_secrets_or_as_the_user_of_docker() -> R
     let other = robot.to_string().replace("/mirror/", "/other/");
     by_docker.file("mirror.yaml", other)?;
     let anonymous = by_docker.run(&docker_auth)?.expect_code(1)?;
-    assert!(anonymous.stdout.contains("login"), "{}", anonymous.stdout);
+    assert!(
+        anonymous.stdout.contains("failed   AuthenticationRequired"),
+        "{}",
+        anonymous.stdout
+    );
     Ok(())
 }
 

@@ -91,7 +91,10 @@ impl Screen {
         let hint = hint(error.reason());
         if self.format == OutputFormat::Json {
             let class: &str = error.class().into();
-            let value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message, "hint": hint });
+            let mut value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message, "hint": hint });
+            if let Some(problems) = error.problems() {
+                value["problems"] = serde_json::json!(problems);
+            }
             // The exit code still tells when standard output is gone.
             drop(print_line(&json::line("error", &value)));
         }

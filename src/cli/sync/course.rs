@@ -170,12 +170,8 @@ impl Entry {
 }
 
 fn tell_failures(run: &RunReport, output: &OutputManager) {
-    for (image, destination, failure) in run.failures().take(MAX_TOLD) {
-        let way = match destination {
-            Some(destination) => format!("{} to {}", image.source, destination.target),
-            None => image.source.clone(),
-        };
-        output.warning(format!("{way}: {}", failure.message));
+    for (_, _, failure) in run.failures().take(MAX_TOLD) {
+        output.warning(&failure.message);
     }
     let more = run.failures().count().saturating_sub(MAX_TOLD);
     if more > 0 {
@@ -230,7 +226,7 @@ fn row(report: &MirrorReport) -> [String; 7] {
         totals.copied.to_string(),
         totals.failed.to_string(),
         outcome.to_owned(),
-        failure.map_or_else(String::new, |failure| failure.message.clone()),
+        failure.map_or_else(String::new, |failure| failure.reason.to_owned()),
     ]
 }
 

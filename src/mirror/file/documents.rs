@@ -8,6 +8,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::api::{ImageMirrorSpec, image_mirror_schema, secret_schema, service_account_schema};
@@ -41,11 +42,12 @@ pub struct Origin {
 }
 
 /// Something at a place of a file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
     /// The file.
     pub file: String,
     /// The place in it.
+    #[serde(flatten)]
     pub position: Position,
     /// What is wrong with it, and what would be right.
     pub text: String,
@@ -151,7 +153,7 @@ impl Documents {
             (API_VERSION, KIND) => self.add_mirror(origin, node),
             ("v1", "Secret") => self.add_secret(origin, node),
             ("v1", "ServiceAccount") => self.add_account(origin, node),
-            ("v1", "List") => self.add_items(origin, &node),
+            ("v1", "List") | (API_VERSION, "ImageMirrorList") => self.add_items(origin, &node),
             (_, KIND) => {
                 let text = format!("{KIND} is known in apiVersion {API_VERSION} only");
                 self.tell(origin, [(node.position_of("apiVersion"), text)]);

@@ -1,9 +1,12 @@
 //! A YAML document as a tree that remembers where everything stands (CRD finding F36).
 
+use std::fmt;
+
+use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 /// A place in a file, both from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Position {
     /// The line.
     pub line: usize,
@@ -19,7 +22,7 @@ pub(super) struct Node {
 }
 
 /// What kubectl makes of a value, so that a file means here what it means in the cluster.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(super) enum Value {
     Null,
     Bool(bool),
@@ -36,6 +39,13 @@ pub(super) struct Entry {
     pub(super) key: String,
     pub(super) position: Position,
     pub(super) value: Node,
+}
+
+/// Tells the kind alone: what stands in a Secret must not reach a log.
+impl fmt::Debug for Value {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.kind())
+    }
 }
 
 impl Value {

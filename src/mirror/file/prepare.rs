@@ -343,3 +343,43 @@ fn refuse_conflicts(judged: &[Judged<'_>], problems: &mut Vec<Problem>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mirror::Origin;
+
+    /// The folder that a mirror of this file looks for archives in.
+    fn archives(file: &str, surroundings: &Surroundings) -> PathBuf {
+        let mut documents = Documents::default();
+        let folder = std::path::Path::new(file).parent().unwrap().to_owned();
+        let origin = Origin {
+            name: file.to_owned(),
+            folder,
+        };
+        let text = "{apiVersion: imagepusher.io/v1alpha1, kind: ImageMirror, metadata: {name: app}, \
+                    spec: {source: {archive: {path: app.tar}}}}";
+        documents.read(&origin, text.as_bytes());
+        let mut problems = Vec::new();
+        let judged = documents.judge(&mut problems);
+        let Judged {
+            name,
+            document,
+            mirror,
+            ..
+        } = &judged[0];
+        let given = documents.given(name, document, mirror, surroundings, &mut problems);
+        let folder = given.unwrap().archives.unwrap();
+        assert_eq!(folder.settle, Duration::ZERO);
+        folder.path
+    }
+
+    #[test]
+    fn archives_lie_beside_the_file_unless_a_folder_is_named() {
+        let mut surroundings = Surroundings::default();
+        let file = "mirrors/app.yaml";
+        assert_eq!(archives(file, &surroundings), PathBuf::from("mirrors"));
+        surroundings.archives = Some("/archives".into());
+        assert_eq!(archives(file, &surroundings), PathBuf::from("/archives"));
+    }
+}

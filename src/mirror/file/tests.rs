@@ -269,6 +269,7 @@ fn names_are_taken_once_per_namespace_and_other_kinds_are_passed_over() {
             .len(),
         2
     );
+    assert!(!format!("{:?}", read(&[LOGIN])).contains("czNj"));
     let namespace = "# nothing\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: team}\n";
     let documents = read(&[namespace]);
     assert_eq!(documents.mirror_count(), 0);
@@ -287,6 +288,12 @@ fn a_list_holds_documents_and_their_places_are_kept() {
         [r#"a.yaml:14:7: unknown field "spec.destinations[0].insecur": did you mean insecure?"#]
     );
     let right = list.replace("insecur:", "insecure:");
+    let raw = right.replacen(
+        "v1\nkind: List",
+        "imagepusher.io/v1alpha1\nkind: ImageMirrorList",
+        1,
+    );
+    assert_eq!(prepare(&[&raw], &Surroundings::default()).unwrap().len(), 1);
     assert_eq!(
         prepare(&[&right], &Surroundings::default()).unwrap().len(),
         1

@@ -488,6 +488,8 @@ fn folders_lists_and_standard_input_are_read() -> Result<()> {
     for name in ["one", "two", "three", "five"] {
         skopeo::digest(destination.access(), &format!("{name}:1"))?;
     }
+    // Four mirrors of one image, three of them at once: its two blobs were fetched once.
+    assert_eq!(source.count("GET", "/blobs/"), 2);
     let wrong = sandbox.file("wrong", "{\n  \"kind\": \"ImageMirror\",\n}")?;
     let run = sandbox
         .run_with_stdin(&["sync", "-f", "-"], &wrong)?

@@ -13,6 +13,9 @@ use super::{
 /// Values of one file, with those that aliases repeat: far more than the largest mirror has, far less than a bomb of aliases.
 const MAX_NODES: usize = 200_000;
 
+/// Values within values: a resource has a dozen levels, and what is walked by recursion must not exhaust the stack.
+const MAX_DEPTH: usize = 64;
+
 /// Something wrong at a place.
 pub(super) type Finding = (Position, String);
 
@@ -22,6 +25,7 @@ pub(super) fn documents(text: &str) -> (Vec<Node>, Vec<Finding>) {
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         room: MAX_NODES,
+        depth: 0,
         findings: Vec::new(),
     };
     let mut documents = Vec::new();
@@ -57,6 +61,7 @@ struct Composer<'input> {
     parser: Parser<'input, StrInput<'input>>,
     anchors: HashMap<usize, Node>,
     room: usize,
+    depth: usize,
     findings: Vec<Finding>,
 }
 
@@ -67,6 +72,7 @@ impl<'input> Composer<'input> {
     /// The next document; none at the end of the file.
     fn document(&mut self) -> Result<Option<Node>, Stop> {
         self.anchors.clear();
+        self.depth = 0;
         loop {
             let Some((event, span)) = self.next()? else {
                 return Ok(None);
@@ -100,6 +106,7 @@ impl<'input> Composer<'input> {
     fn node(&mut self, event: Event<'input>, span: Span) -> Result<Node, Stop> {
         let position = start(&span);
         self.take_room(1, position)?;
+        self.go_deeper(1, position)?;
         let anchor = event.anchor_id();
         let value = match event {
             Event::Alias(id) => return self.aliased(id, position),
@@ -110,6 +117,7 @@ impl<'input> Composer<'input> {
             Event::MappingStart(..) => self.mapping(position)?,
             _ => Value::Null,
         };
+        self.depth -= 1;
         let node = Node { position, value };
         if let Some(id) = anchor {
             self.take_room(size(&node), position)?;
@@ -129,7 +137,20 @@ impl<'input> Composer<'input> {
         let value = node.value.clone();
         let node = Node { position, value };
         self.take_room(size(&node), position)?;
+        // The alias and what it names are one level.
+        let levels = depth(&node);
+        self.go_deeper(levels - 1, position)?;
+        self.depth -= levels;
         Ok(node)
+    }
+
+    fn go_deeper(&mut self, levels: usize, position: Position) -> Result<(), Stop> {
+        self.depth += levels;
+        if self.depth > MAX_DEPTH {
+            let text = format!("values lie more than {MAX_DEPTH} levels deep here");
+            return Err(Stop::Document((position, text)));
+        }
+        Ok(())
     }
 
     fn take_room(&mut self, nodes: usize, position: Position) -> Result<(), Stop> {
@@ -288,6 +309,12 @@ fn size(node: &Node) -> usize {
     1 + items + fields
 }
 
+fn depth(node: &Node) -> usize {
+    let items = node.items().iter().map(depth).max();
+    let fields = node.entries().iter().map(|entry| depth(&entry.value)).max();
+    1 + items.max(fields).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -396,6 +423,28 @@ mod tests {
         let told = findings(&text);
         assert_eq!(told.len(), 1);
         assert!(told[0].contains("more than 200000 values"), "{told:?}");
+    }
+
+    #[test]
+    fn what_lies_too_deep_is_refused_with_and_without_aliases() {
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert_eq!(findings(&nested(64)), Vec::<String>::new());
+        let told = ["1:65: values lie more than 64 levels deep here"];
+        assert_eq!(findings(&nested(65)), told);
+        // The object, the list and its 31 levels each way.
+        let aliased = |levels| {
+            format!(
+                "a: &a {}\nb: {}*a{}\n",
+                nested(levels),
+                "[".repeat(31),
+                "]".repeat(31)
+            )
+        };
+        assert_eq!(findings(&aliased(32)), Vec::<String>::new());
+        assert_eq!(
+            findings(&aliased(33)),
+            ["2:35: values lie more than 64 levels deep here"]
+        );
     }
 
     #[test]

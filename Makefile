@@ -31,10 +31,12 @@ controlplane: ## build the Kubernetes programs that tests and demo run, and prin
 	@hack/controlplane.sh
 
 # In two steps, because a program that fails must not leave an empty file behind.
-crds: ## write crds/ anew from the types, and fail if that changes it
+crds: ## write crds/ and its reference in docs/ anew from the types, and fail if that changes them
 	cargo run --locked --quiet -- crd > crds/.imagemirrors.yaml || { rm -f crds/.imagemirrors.yaml; exit 1; }
 	mv crds/.imagemirrors.yaml crds/imagemirrors.yaml
-	git diff --exit-code crds
+	cargo run --locked --quiet -- crd --markdown > docs/.reference.md || { rm -f docs/.reference.md; exit 1; }
+	mv docs/.reference.md docs/reference.md
+	git diff --exit-code crds docs/reference.md
 
 clean: ## remove what cargo built; the Kubernetes programs stay in their cache
 	cargo clean

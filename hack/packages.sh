@@ -6,7 +6,10 @@
 set -euo pipefail
 
 # program:package
-readonly needed=(docker-registry:docker-registry skopeo:skopeo htpasswd:apache2-utils cc:gcc)
+readonly needed=(
+  docker-registry:docker-registry skopeo:skopeo podman:podman htpasswd:apache2-utils cc:gcc nginx:nginx-light
+  tinyproxy:tinyproxy-bin
+)
 readonly policy=/usr/sbin/policy-rc.d
 
 say() { printf 'packages: %s\n' "$*" >&2; }
@@ -26,7 +29,7 @@ forbid_services() {
   trap 'rm -f "$policy"' EXIT
 }
 
-# The registry's package enables a registry at port 5000 for the next boot.
+# The packages of the registry and of nginx enable a service for the next boot: a registry at port 5000, a web site.
 disable_service() {
   if command -v systemctl > /dev/null && [[ -d /run/systemd/system ]]; then
     systemctl disable --now "$1" >&2
@@ -52,6 +55,7 @@ apt-get update --quiet=2 >&2
 apt-get install --yes --quiet=2 --no-install-recommends "${missing[@]}" >&2
 for package in "${missing[@]}"; do
   [[ $package != docker-registry ]] || disable_service docker-registry
+  [[ $package != nginx-light ]] || disable_service nginx
 done
 
 mapfile -t missing < <(missing_packages)

@@ -279,7 +279,7 @@ pub struct Access {
     )]
     pub service_account_name: Option<String>,
     /// Secret of the same namespace with address (URL of a proxy, http or https) and, where it asks for them, username and
-    /// password. Without it the proxy of the operator's environment is used, if it has one.
+    /// password; noProxy may list hosts that are reached without it. Without this field the proxy of the operator's environment is used, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_secret_ref: Option<SecretReference>,
     /// Secret of the same namespace with ca.crt (certificate authorities to trust besides the system's) and, for client

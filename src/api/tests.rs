@@ -47,6 +47,16 @@ fn the_committed_crd_is_the_generated_one() {
 }
 
 #[test]
+fn the_committed_reference_is_the_generated_one() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md");
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed == crd_markdown(),
+        "{path} is out of date: `make crds` writes it"
+    );
+}
+
+#[test]
 fn every_field_has_a_description() {
     let bare: Vec<String> = every_property()
         .into_iter()

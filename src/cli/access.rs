@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use secrecy::SecretString;
@@ -15,6 +15,7 @@ use crate::{
 };
 
 use super::{
+    certificates::Certificates,
     error::Usage,
     options::{PasswordOptions, RegistryOptions},
 };
@@ -33,14 +34,11 @@ pub(super) fn client(
 ) -> Result<RegistryClient> {
     let endpoint = endpoint(options)?;
     let credential = credential(options, &endpoint, output)?;
-    let ca_certificates = options
-        .ca_file
-        .iter()
-        .map(|path| read_file(path, "--ca-file"))
-        .collect::<Result<_>>()?;
+    let certificates = Certificates::for_registry(&options.certificates, &endpoint, output)?;
     let client_options = ClientOptions {
         credential,
-        ca_certificates,
+        ca_certificates: certificates.authorities,
+        client_identity: certificates.identity,
         skip_tls_verify: options.skip_tls,
         retry_attempts,
         ..ClientOptions::default()
@@ -195,17 +193,10 @@ fn usual_login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf>
     [session, podman, docker].into_iter().flatten().collect()
 }
 
-fn read_file(path: &Path, option: &'static str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Usage::FileUnreadable {
-        path: path.to_owned(),
-        option,
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::options::CertificateOptions;
 
     fn options(repository: &str, registry: Option<&str>) -> RegistryOptions {
         RegistryOptions {
@@ -218,7 +209,7 @@ mod tests {
                 password_stdin: false,
             },
             skip_tls: false,
-            ca_file: None,
+            certificates: CertificateOptions::default(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     cache, controller,
     error::{Class, Classified, handlers},
-    image::Host,
+    image::{self, Host},
     mirror::Problem,
     registry,
     transfer::{self, Failure},
@@ -41,6 +41,30 @@ pub enum Usage {
         /// What is wrong.
         reason: String,
     },
+    /// Half a name for an image of an archive.
+    #[error(
+        "--repository and --reference name an image only together: give both, or leave both out"
+    )]
+    NameIncomplete,
+    /// What is to be pushed is neither a file nor a name.
+    #[error(
+        "{path} is neither a file nor the name of an image in the cache, as name:tag or name@digest"
+    )]
+    SourceUnknown {
+        /// What was given.
+        path: String,
+        /// Why it is no name.
+        #[source]
+        source: image::Error,
+    },
+    /// An image of an archive was chosen, but no archive is given.
+    #[error(
+        "--image chooses one of an archive's images, but {source_name} names one in the cache: leave --image out"
+    )]
+    ImageWithoutArchive {
+        /// What `--source` says.
+        source_name: String,
+    },
     /// A file given by an option cannot be read.
     #[error("could not read {path}, given with {option}")]
     FileUnreadable {
@@ -48,6 +72,25 @@ pub enum Usage {
         path: PathBuf,
         /// The option that named it.
         option: &'static str,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate without its key, or a key without its certificate.
+    #[error(
+        "{given} needs {missing} beside it: our own certificate is of no use without its key, nor the key without it"
+    )]
+    ClientCertificateIncomplete {
+        /// The option or file that is there.
+        given: String,
+        /// The option or file that is not.
+        missing: String,
+    },
+    /// A folder with certificates, or a file in it, cannot be read.
+    #[error("could not read {path}, where docker and podman keep certificates for this registry")]
+    CertificatesUnreadable {
+        /// The folder or file.
+        path: PathBuf,
         /// What the system says.
         #[source]
         source: std::io::Error,
@@ -159,8 +202,15 @@ pub enum Error {
 
 impl Error {
     /// Whether work had begun: before, an error is one of usage.
-    pub const fn happened_at_work(&self) -> bool {
-        !matches!(self, Self::Usage(_))
+    pub fn happened_at_work(&self) -> bool {
+        match self {
+            Self::Usage(_) => false,
+            // Which image of an archive is meant shows only when it is looked into; nothing was kept by then.
+            Self::Transfer(transfer::Error::Extract { source, .. }) => {
+                source.class() != Class::Config
+            }
+            _ => true,
+        }
     }
 
     /// What is wrong with files, each with its place.
@@ -205,11 +255,16 @@ impl Classified for Usage {
             | Self::PasswordMissing
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
+            | Self::NameIncomplete
+            | Self::SourceUnknown { .. }
+            | Self::ImageWithoutArchive { .. }
             | Self::FileUnreadable { .. }
             | Self::FilesInvalid { .. }
             | Self::NoMirrors { .. }
             | Self::ReportTarget { .. }
             | Self::ReportUnwritable { .. }
+            | Self::ClientCertificateIncomplete { .. }
+            | Self::CertificatesUnreadable { .. }
             | Self::LoginFileUnreadable { .. } => self.into(),
         }
     }

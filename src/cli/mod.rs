@@ -5,11 +5,13 @@
 //! standard output.
 
 mod access;
+mod certificates;
 mod clean;
 mod completions;
 mod controller;
 mod crd;
 mod error;
+mod extract;
 mod hint;
 mod list;
 mod options;
@@ -51,6 +53,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Pull),
+    Extract(extract::Extract),
     Push(push::Push),
     Sync(sync::Sync),
     List(list::List),
@@ -84,6 +87,9 @@ impl Cli {
         let reads_password = match &self.command {
             Command::Push(push) if push.contradicts_itself() => {
                 return Some("--skip-existing and --force-upload exclude each other");
+            }
+            Command::Push(push) if push.reads_input_twice() => {
+                return Some("--password-stdin and --source - both read standard input");
             }
             Command::Push(push) => push.reads_password(),
             Command::Pull(pull) => pull.reads_password(),
@@ -129,6 +135,7 @@ impl Cli {
                 Ok(prepared) => Box::pin(prepared.run(&screen)).await,
                 Err(error) => Err(error),
             },
+            Command::Extract(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Controller(command) => Box::pin(command.run()).await,

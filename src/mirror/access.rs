@@ -4,7 +4,7 @@ use crate::{
     api::{Access, SecretReference},
     image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::{ClientOptions, Credential, Endpoint, RegistryClient},
+    registry::{ClientOptions, Credential, Endpoint, ProxyChoice, RegistryClient},
 };
 
 use super::{Error, Given, Result, secret::NamedSecret, validate::invalid};
@@ -98,6 +98,11 @@ impl RegistryAccess {
             secret.require_certificates()?;
             options.ca_certificates = secret.certificate_authorities()?.into_iter().collect();
             options.client_identity = secret.client_identity()?;
+        }
+        if let Some(secret) =
+            self.secret(given, self.how.proxy_secret.as_deref(), "proxySecretRef")?
+        {
+            options.proxy = ProxyChoice::Through(secret.proxy()?);
         }
         RegistryClient::new(self.endpoint(), options, output.clone()).map_err(|source| {
             Error::AccessInvalid {

@@ -1,8 +1,9 @@
 //! What can be wrong with a mirror before anything is copied.
 
-use std::time::Duration;
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
+    archive,
     error::{Class, Classified},
     image, registry,
 };
@@ -79,6 +80,49 @@ pub enum Error {
         /// Path of the field that names it.
         field: String,
     },
+    /// There is no folder for archives.
+    #[error(
+        "there is no folder to look for {path} in: start the operator with --archive-dir, and `sync` with files or with \
+         --archive-dir"
+    )]
+    ArchiveFolderMissing {
+        /// The archive.
+        path: String,
+    },
+    /// The archive is not there.
+    #[error("there is no archive {path} in {}: put it there, or correct spec.source.archive.path", .folder.display())]
+    ArchiveNotFound {
+        /// The archive.
+        path: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// The path of an archive is none that is followed.
+    #[error("the archive {path} {what}: put the file itself there")]
+    ArchivePathRefused {
+        /// The archive.
+        path: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The archive cannot be opened.
+    #[error("the archive {path} cannot be read")]
+    ArchiveUnreadable {
+        /// The archive.
+        path: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The archive is not what it should be, or not what the spec says of it.
+    #[error("{path}")]
+    Archive {
+        /// The archive.
+        path: String,
+        /// What the archive room says.
+        #[source]
+        source: Arc<archive::Error>,
+    },
     /// The run took longer than it may.
     #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
     RunTimedOut {
@@ -108,7 +152,13 @@ impl Error {
             | Self::SecretUnreadable { field, .. }
             | Self::ServiceAccountNotFound { field, .. }
             | Self::AccessInvalid { field, .. } => Some(field),
-            Self::DestinationConflict { .. } | Self::RunTimedOut { .. } => None,
+            Self::ArchiveFolderMissing { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
+            Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
+                None
+            }
         }
     }
 }
@@ -121,6 +171,16 @@ impl Classified for Error {
             | Self::InvalidName { .. }
             | Self::DestinationConflict { .. } => Class::Config,
             Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
+            // Nothing changes before somebody puts another file there.
+            Self::ArchivePathRefused { .. } => Class::Archive,
+            // What does not fit the spec may fit it when the file changes.
+            Self::Archive { source, .. } => match source.class() {
+                Class::Config => Class::Archive,
+                class => class,
+            },
+            Self::ArchiveNotFound { .. } => Class::NotFound,
+            Self::ArchiveFolderMissing { .. } => Class::Policy,
+            Self::ArchiveUnreadable { .. } => Class::Storage,
             // Another run goes on where this one stopped.
             Self::RunTimedOut { .. } => Class::Network,
             // The cure lies in the Secret, outside the spec.
@@ -137,11 +197,16 @@ impl Classified for Error {
             Self::InvalidName { .. } => "InvalidSpec",
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
+            Self::Archive { source, .. } => source.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }
             | Self::ServiceAccountNotFound { .. }
             | Self::RunTimedOut { .. }
+            | Self::ArchiveFolderMissing { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnreadable { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }
     }

@@ -9,6 +9,7 @@ mod archive;
 mod destination;
 mod error;
 mod file;
+mod folder;
 mod plan;
 mod report;
 mod request;
@@ -19,10 +20,11 @@ mod validate;
 
 pub use error::{Error, Result};
 pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
+pub use folder::ArchiveFolder;
 pub use report::{
     DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, Report,
     ReportedFailure, Totals,
 };
-pub use request::{ArchiveFolder, Given, Logins, MirrorRequest};
+pub use request::{Given, Logins, MirrorRequest};
 pub use secret::SecretDocument;
 pub use validate::{ValidatedMirror, validate};

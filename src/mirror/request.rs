@@ -1,6 +1,6 @@
 //! A validated mirror with what only its surroundings know: ready to run.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    Error, Result, SecretDocument,
+    ArchiveFolder, Error, Result, SecretDocument,
     access::RegistryAccess,
     plan::Plan,
     secret::NamedSecret,
@@ -53,15 +53,6 @@ impl fmt::Debug for Logins {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Logins")
     }
-}
-
-/// The folder that paths of archives are relative to.
-#[derive(Debug, Clone)]
-pub struct ArchiveFolder {
-    /// The folder. A path never leaves it, also not by a symbolic link.
-    pub path: PathBuf,
-    /// How long a file must have stood still before it is read.
-    pub settle: Duration,
 }
 
 impl Given {

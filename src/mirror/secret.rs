@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use crate::{
     image::{Host, RepositoryPath},
-    registry::{Credential, DockerConfig},
+    registry::{Credential, DockerConfig, Proxy},
 };
 
 use super::{Error, Result};
@@ -133,6 +133,28 @@ impl NamedSecret<'_> {
         ))
     }
 
+    /// The proxy: its address and, where it asks for them, user name and password, as Flux writes them.
+    pub(super) fn proxy(&self) -> Result<Proxy> {
+        let address = self.text("address")?;
+        let has = |key| self.document.data.contains_key(key);
+        let login = if has("username") || has("password") {
+            Some((self.text("username")?, self.text("password")?.into()))
+        } else {
+            None
+        };
+        // The error may hold the address, which is a value of the Secret: an address that cannot be read may be a login.
+        let proxy = Proxy::new(&address, login).map_err(|_| {
+            self.invalid(
+                "the value of the key address must be http://host[:port] or https://host[:port]; a login stands in the keys \
+                 username and password",
+            )
+        })?;
+        if has("noProxy") {
+            return Ok(proxy.except(&self.text("noProxy")?));
+        }
+        Ok(proxy)
+    }
+
     /// Refuses a Secret that says nothing about certificates.
     pub(super) fn require_certificates(&self) -> Result<()> {
         let keys = ["ca.crt", "tls.crt", "tls.key"];
@@ -148,6 +170,7 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+    use crate::error::{Classified, handlers};
 
     fn document(kind: &str, data: &[(&str, &str)]) -> SecretDocument {
         let data = data
@@ -251,6 +274,38 @@ mod tests {
                 "{text}"
             );
             assert!(!format!("{document:?}").contains("s3cret"));
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_read_and_a_wrong_one_is_refused_without_its_value() {
+        let proxy = |entries: &[(&str, &str)]| {
+            let named = NamedSecret {
+                document: &document("Opaque", entries),
+                field: "spec.source.registry.proxySecretRef".to_owned(),
+            };
+            named.proxy()
+        };
+        let login = ("username", "robot");
+        assert!(proxy(&[("address", "http://proxy.example:3128")]).is_ok());
+        assert!(
+            proxy(&[
+                ("address", "https://proxy.example"),
+                login,
+                ("password", "canary")
+            ])
+            .is_ok()
+        );
+        for entries in [
+            vec![],
+            vec![("address", "socks5://proxy.example/canary")],
+            vec![("address", "http://robot:canary@proxy.example")],
+            vec![("address", "http://proxy.example"), login],
+        ] {
+            let error = proxy(&entries).unwrap_err();
+            assert_eq!(error.reason(), "SecretInvalid");
+            let text = handlers::message(&error);
+            assert!(!text.contains("canary"), "{text}");
         }
     }
 }

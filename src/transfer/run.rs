@@ -219,10 +219,11 @@ impl Run {
                 Err(error) => Copied::not_fetched(None, error),
             };
         }
-        let digest = match pull.look_up().await {
-            Ok(digest) => digest,
+        let found = match pull.look_up().await {
+            Ok(found) => found,
             Err(error) => return Copied::not_fetched(None, error),
         };
+        let digest = found.digest().clone();
         let there = self.ask_destinations(job, &digest).await;
         if there.iter().all(|answer| !matches!(answer, Ok(false))) {
             // Nobody needs the bytes: they are there, or the destination cannot be asked.
@@ -232,7 +233,7 @@ impl Run {
                 destinations: settled(there),
             };
         }
-        match pull.fetch(Some(&digest), missing(&there)).await {
+        match pull.fetch(Some(found), missing(&there)).await {
             Ok((tree, moved)) => self.send_where_missing(job, there, tree, moved).await,
             Err(error) => {
                 let destinations = settled(there);

@@ -14,15 +14,20 @@
     reason = "tests write plain files, wait, and talk to registries without the engine"
 )]
 
+pub mod archives;
 pub mod binary;
+pub mod certificates;
 pub mod control_plane;
 pub mod failure;
 pub mod faults;
+pub mod forward_proxy;
 pub mod gateway;
 pub mod images;
+pub mod podman;
 pub mod ports;
 pub mod process;
 pub mod registry;
+pub mod reverse_proxy;
 pub mod shaped_body;
 pub mod skopeo;
 pub mod token_server;

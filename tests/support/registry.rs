@@ -1,16 +1,15 @@
 //! Debian's `docker-registry` (distribution 2.8.2) on loopback, in the flavours that clients meet: open, with a password
-//! file, behind TLS of a private CA, and with a token server.
+//! file, behind TLS of a private CA, wanting a certificate of the client, and with a token server.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use super::process::{Guarded, run, temporary_folder};
 use super::token_server::{ISSUER, SERVICE, TokenAuth, TokenServer};
-use super::{Context, Result};
+use super::{Context, Result, certificates};
 
 /// Measured: 40 ms. The rest is for a machine that compiles at the same time.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -38,6 +37,7 @@ pub struct Registry {
 #[derive(Debug, Clone, Default)]
 pub struct RegistryBuilder {
     tls: bool,
+    wants_certificate: bool,
     authentication: Authentication,
     relative_locations: bool,
 }
@@ -123,6 +123,13 @@ impl Registry {
             .map(|folder| folder.join("ca.crt"))
     }
 
+    /// The client's certificate and its key, where the registry wants one.
+    pub fn client_files(&self) -> Option<(PathBuf, PathBuf)> {
+        let folder = self.access.certificates.as_ref()?;
+        let (certificate, key) = (folder.join("client.cert"), folder.join("client.key"));
+        certificate.exists().then_some((certificate, key))
+    }
+
     /// The token server, with token authentication.
     pub fn token_server(&self) -> Option<&TokenServer> {
         self.token_server.as_ref()
@@ -176,6 +183,14 @@ impl RegistryBuilder {
         self
     }
 
+    /// https, for clients with a certificate of the registry's own CA only, see [`Registry::client_files`].
+    #[must_use]
+    pub fn mutual_tls(mut self) -> Self {
+        self.tls = true;
+        self.wants_certificate = true;
+        self
+    }
+
     #[must_use]
     pub fn htpasswd(mut self, user: &str, password: &str) -> Self {
         self.authentication = Authentication::Htpasswd {
@@ -201,7 +216,8 @@ impl RegistryBuilder {
     pub fn start(self) -> Result<Registry> {
         let folder = temporary_folder("registry")?;
         let ca_pem = if self.tls {
-            Some(write_certificates(folder.path())?)
+            let certificates = folder.path().join("certificates");
+            Some(certificates::write(&certificates, self.wants_certificate)?)
         } else {
             None
         };
@@ -276,43 +292,12 @@ impl RegistryBuilder {
         if self.tls {
             let certificates = folder.join("certificates");
             config["http"]["tls"] = json!({"certificate": certificates.join("server.pem"), "key": certificates.join("server.key.pem")});
+            if self.wants_certificate {
+                config["http"]["tls"]["clientcas"] = json!([certificates.join("ca.crt")]);
+            }
         }
         config.to_string()
     }
-}
-
-/// Makes a CA and a certificate for loopback, and returns the CA's.
-fn write_certificates(folder: &Path) -> Result<String> {
-    let certificates = folder.join("certificates");
-    std::fs::create_dir(&certificates).context("could not make a folder for certificates")?;
-
-    let mut authority = CertificateParams::new(Vec::new()).context("could not describe the CA")?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    authority
-        .distinguished_name
-        .push(DnType::CommonName, "image pusher test CA");
-    let key = KeyPair::generate().context("could not make the CA's key")?;
-    let authority = CertifiedIssuer::self_signed(authority, key)
-        .context("could not sign the CA's certificate")?;
-
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let server =
-        CertificateParams::new(names).context("could not describe the registry's certificate")?;
-    let key = KeyPair::generate().context("could not make the registry's key")?;
-    let certificate = server
-        .signed_by(&key, &authority)
-        .context("could not sign the registry's certificate")?;
-
-    // skopeo takes every *.crt of such a folder for a CA, and every *.cert and *.key for a client's: only one name fits.
-    for (name, content) in [
-        ("ca.crt", authority.pem()),
-        ("server.pem", certificate.pem()),
-        ("server.key.pem", key.serialize_pem()),
-    ] {
-        std::fs::write(certificates.join(name), content)
-            .context(format!("could not write {name}"))?;
-    }
-    Ok(authority.pem())
 }
 
 /// From `msg="listening on 127.0.0.1:44123"`, which with TLS goes on with `, tls`.

@@ -13,6 +13,7 @@ mod duration;
 mod limits;
 mod names;
 mod reference;
+mod schema;
 mod spec;
 mod status;
 
@@ -24,6 +25,7 @@ pub use limits::{
     MAX_FAILURES, MAX_IMAGES, MAX_MESSAGE_LENGTH, MAX_STATUS_BYTES, bounded, shortened,
 };
 pub use names::{ArchivePath, ImageTag, PinnedDigest};
+pub use schema::{image_mirror_schema, secret_schema, service_account_schema};
 pub use spec::{
     Access, ArchiveImage, ArchiveSource, CacheSource, Destination, ExistingBlobs, ImageMirror,
     ImageMirrorSpec, RegistrySource, SecretReference, Source, Transfer,

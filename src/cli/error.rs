@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use crate::{
     cache, controller,
-    error::{Class, Classified},
+    error::{Class, Classified, handlers},
     image::{self, Host},
-    registry, transfer,
+    mirror::Problem,
+    registry,
+    transfer::{self, Failure},
 };
 
 /// The room's result.
@@ -114,6 +116,40 @@ pub enum Usage {
         #[source]
         source: registry::Error,
     },
+    /// Files of mirrors are wrong.
+    #[error("nothing was started, since this is wrong:\n{}", lines(.problems))]
+    FilesInvalid {
+        /// Everything that is wrong, by file and place.
+        problems: Vec<Problem>,
+    },
+    /// Files of mirrors hold none.
+    #[error("there is no ImageMirror in {files}: check what was given with -f")]
+    NoMirrors {
+        /// The files and folders.
+        files: String,
+    },
+    /// The place of a report is none.
+    #[error("--report {path} cannot be written: {reason}")]
+    ReportTarget {
+        /// The place.
+        path: PathBuf,
+        /// Why, and what would be right.
+        reason: &'static str,
+    },
+    /// A report cannot be written to its folder.
+    #[error("--report {path} cannot be written")]
+    ReportUnwritable {
+        /// The report.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 /// Why a command failed.
@@ -131,6 +167,31 @@ pub enum Error {
     /// The operator failed.
     #[error(transparent)]
     Controller(#[from] controller::Error),
+    /// No image of any mirror is where it should be.
+    #[error("{}", failed_images(*.failed, .failure))]
+    ImagesFailed {
+        /// How many images failed; none where mirrors could not be carried out at all.
+        failed: usize,
+        /// The first failure.
+        failure: Failure,
+    },
+    /// Some images failed, others are where they should be.
+    #[error("{}", failed_images(*.failed, .failure))]
+    SomeImagesFailed {
+        /// How many images failed.
+        failed: usize,
+        /// The first failure.
+        failure: Failure,
+    },
+    /// The report could not be written.
+    #[error("could not write the report {path}")]
+    ReportFailed {
+        /// The report.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// Standard output could not be written.
     #[error("could not write to standard output")]
     OutputFailed(#[source] std::io::Error),
@@ -150,6 +211,32 @@ impl Error {
             }
             _ => true,
         }
+    }
+
+    /// What is wrong with files, each with its place.
+    pub const fn problems(&self) -> Option<&Vec<Problem>> {
+        match self {
+            Self::Usage(Usage::FilesInvalid { problems }) => Some(problems),
+            _ => None,
+        }
+    }
+
+    /// The exit code of a command that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::SomeImagesFailed { .. } => handlers::EXIT_PARTLY_FAILED,
+            Self::ImagesFailed { .. } => handlers::EXIT_FAILED,
+            other => handlers::exit_code(other.class(), other.happened_at_work()),
+        }
+    }
+}
+
+fn failed_images(failed: usize, failure: &Failure) -> String {
+    let message = &failure.message;
+    match failed {
+        0 => message.clone(),
+        1 => format!("an image failed: {message}"),
+        failed => format!("{failed} images failed, the first one: {message}"),
     }
 }
 
@@ -172,6 +259,10 @@ impl Classified for Usage {
             | Self::SourceUnknown { .. }
             | Self::ImageWithoutArchive { .. }
             | Self::FileUnreadable { .. }
+            | Self::FilesInvalid { .. }
+            | Self::NoMirrors { .. }
+            | Self::ReportTarget { .. }
+            | Self::ReportUnwritable { .. }
             | Self::ClientCertificateIncomplete { .. }
             | Self::CertificatesUnreadable { .. }
             | Self::LoginFileUnreadable { .. } => self.into(),
@@ -187,7 +278,10 @@ impl Classified for Error {
             Self::Transfer(error) => error.class(),
             Self::Cache(error) => error.class(),
             Self::Controller(error) => error.class(),
-            Self::OutputFailed(_) => Class::Storage,
+            Self::ImagesFailed { failure, .. } | Self::SomeImagesFailed { failure, .. } => {
+                failure.class
+            }
+            Self::OutputFailed(_) | Self::ReportFailed { .. } => Class::Storage,
             Self::Interrupted => Class::Cancelled,
         }
     }
@@ -199,7 +293,11 @@ impl Classified for Error {
             Self::Transfer(error) => error.reason(),
             Self::Cache(error) => error.reason(),
             Self::Controller(error) => error.reason(),
-            Self::OutputFailed(_) | Self::Interrupted => self.into(),
+            Self::ImagesFailed { .. }
+            | Self::SomeImagesFailed { .. }
+            | Self::ReportFailed { .. }
+            | Self::OutputFailed(_)
+            | Self::Interrupted => self.into(),
         }
     }
 }

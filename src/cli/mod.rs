@@ -18,6 +18,7 @@ mod options;
 mod pull;
 mod push;
 mod render;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use clap::{
     CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
 };
 
-use crate::error::{Classified, handlers};
+use crate::error::handlers;
 
 pub use error::{Error, Result, Usage};
 pub use options::{GlobalOptions, LogFormat, Verbosity};
@@ -36,7 +37,7 @@ pub use options::{GlobalOptions, LogFormat, Verbosity};
     name = "docker-image-pusher",
     version,
     about = "Moves container images between registries, verified byte for byte",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed, 130 interrupted.\n\
                   Every option can also be given as a variable; its name stands beside the option."
 )]
 pub struct Cli {
@@ -54,6 +55,7 @@ enum Command {
     Pull(pull::Pull),
     Extract(extract::Extract),
     Push(push::Push),
+    Sync(sync::Sync),
     List(list::List),
     Clean(clean::Clean),
     Controller(controller::Controller),
@@ -129,6 +131,10 @@ impl Cli {
                 Ok(client) => until_interrupted(Box::pin(command.run(client, &screen))).await,
                 Err(error) => Err(error),
             },
+            Command::Sync(command) => match command.prepare(&screen) {
+                Ok(prepared) => Box::pin(prepared.run(&screen)).await,
+                Err(error) => Err(error),
+            },
             Command::Extract(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
@@ -140,7 +146,7 @@ impl Cli {
             Ok(()) => ExitCode::from(handlers::EXIT_DONE),
             Err(error) => {
                 screen.error(&error);
-                ExitCode::from(handlers::exit_code(error.class(), error.happened_at_work()))
+                ExitCode::from(error.exit_code())
             }
         }
     }

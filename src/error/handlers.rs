@@ -35,6 +35,8 @@ pub const EXIT_DONE: u8 = 0;
 pub const EXIT_FAILED: u8 = 1;
 /// Exit code for wrong arguments or files, found before anything started.
 pub const EXIT_USAGE: u8 = 2;
+/// Exit code when some images failed while others are where they should be.
+pub const EXIT_PARTLY_FAILED: u8 = 3;
 /// Exit code after an interrupt, as shells give it (128 + SIGINT).
 pub const EXIT_INTERRUPTED: u8 = 130;
 

@@ -140,6 +140,29 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Path of the field that is to blame, where one is.
+    #[deny(clippy::wildcard_enum_match_arm)]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::InvalidSpec { field, .. }
+            | Self::InvalidName { field, .. }
+            | Self::SecretNotFound { field, .. }
+            | Self::SecretInvalid { field, .. }
+            | Self::SecretUnreadable { field, .. }
+            | Self::ServiceAccountNotFound { field, .. }
+            | Self::AccessInvalid { field, .. } => Some(field),
+            Self::ArchiveFolderMissing { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
+            Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
+                None
+            }
+        }
+    }
+}
+
 impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn class(&self) -> Class {

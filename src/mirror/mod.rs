@@ -8,6 +8,7 @@ mod access;
 mod archive;
 mod destination;
 mod error;
+mod file;
 mod folder;
 mod plan;
 mod report;
@@ -18,11 +19,12 @@ mod template;
 mod validate;
 
 pub use error::{Error, Result};
+pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
 pub use folder::ArchiveFolder;
 pub use report::{
-    DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, ReportedFailure,
-    Totals,
+    DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, Report,
+    ReportedFailure, Totals,
 };
-pub use request::{Given, MirrorRequest};
+pub use request::{Given, Logins, MirrorRequest};
 pub use secret::SecretDocument;
 pub use validate::{ValidatedMirror, validate};

@@ -85,6 +85,23 @@ impl Plan {
             .collect()
     }
 
+    /// Every place that is known to be written, as its full name, with what is written there: the digest of a pinned image,
+    /// the name of any other. Tags made of digests that are not known yet differ for each image.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (String, String)> {
+        self.jobs.iter().flat_map(move |job| {
+            let digest = job.cached.reference.digest();
+            let written = digest.map_or_else(|| job.cached.to_string(), ToString::to_string);
+            job.destinations.iter().filter_map(move |destination| {
+                let TargetReference::Known(reference) = &destination.reference else {
+                    return None;
+                };
+                let host = &self.accesses.get(&destination.registry)?.host;
+                let target = format!("{host}/{}:{reference}", destination.repository);
+                Some((target, written.clone()))
+            })
+        })
+    }
+
     fn source(&mut self, image: &SelectedImage, how: &ValidatedAccess) -> Option<RegistryImage> {
         let ImageName {
             repository,

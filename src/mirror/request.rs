@@ -1,11 +1,12 @@
 //! A validated mirror with what only its surroundings know: ready to run.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     cache::Cache,
+    image::{Host, RepositoryPath},
     output::OutputManager,
     registry::Credential,
     transfer::{Registries, Run, RunReport, TransferOptions},
@@ -26,8 +27,32 @@ pub struct Given {
     pub secrets: BTreeMap<String, SecretDocument>,
     /// The imagePullSecrets of the ServiceAccounts that [`ValidatedMirror::service_accounts`] asked for, by account.
     pub pull_secrets: BTreeMap<String, Vec<SecretDocument>>,
+    /// Logins for ServiceAccounts whose imagePullSecrets are not known; `None` where an unknown account is an error.
+    pub logins: Option<Logins>,
     /// Where archives lie; `None` where there is no such folder.
     pub archives: Option<ArchiveFolder>,
+}
+
+/// Finds the login for a repository outside of all Secrets: on the command line, among those of docker and podman.
+#[derive(Clone)]
+pub struct Logins(Arc<Finder>);
+
+/// The login for a repository, if there is one.
+type Finder = dyn Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync;
+
+impl Logins {
+    /// Logins that `find` knows.
+    pub fn new(
+        find: impl Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(find))
+    }
+}
+
+impl fmt::Debug for Logins {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Logins")
+    }
 }
 
 impl Given {
@@ -39,13 +64,17 @@ impl Given {
         access: &RegistryAccess,
     ) -> Result<Credential> {
         let field = format!("{}.serviceAccountName", access.how.field);
-        let documents =
-            self.pull_secrets
-                .get(account)
-                .ok_or_else(|| Error::ServiceAccountNotFound {
+        let Some(documents) = self.pull_secrets.get(account) else {
+            return match &self.logins {
+                Some(Logins(find)) => {
+                    Ok(find(&access.host, &access.repository).unwrap_or_default())
+                }
+                None => Err(Error::ServiceAccountNotFound {
                     account: account.to_owned(),
-                    field: field.clone(),
-                })?;
+                    field,
+                }),
+            };
+        };
         for document in documents {
             let secret = NamedSecret {
                 document,

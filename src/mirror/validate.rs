@@ -144,6 +144,23 @@ impl ValidatedMirror {
         }
     }
 
+    /// Whether it reads what other mirrors brought into the cache, and nothing else.
+    pub fn reads_cache(&self) -> bool {
+        match &self.work {
+            Work::Copy(plan) => plan.jobs.iter().all(|job| job.source.is_none()),
+            Work::Extract { .. } => false,
+        }
+    }
+
+    /// Every place that is known to be written, as its full name, with what is written there: two mirrors that write
+    /// different things to one place undo each other's work. Those of an archive show when it is read.
+    pub fn targets(&self) -> Vec<(String, String)> {
+        match &self.work {
+            Work::Copy(plan) => plan.targets().collect(),
+            Work::Extract { .. } => Vec::new(),
+        }
+    }
+
     /// Puts in what only the surroundings know.
     ///
     /// # Errors
@@ -338,6 +355,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table")]
     fn every_refusal_names_its_field() {
         for (path, value, field) in [
             ("/source", json!({}), "spec.source"),

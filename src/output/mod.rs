@@ -8,6 +8,7 @@ mod progress;
 mod statistics;
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -137,6 +138,8 @@ impl Renderer for Silent {
 #[derive(Clone)]
 pub struct OutputManager {
     shared: Arc<Shared>,
+    /// What messages are about, where several works speak to one listener.
+    subject: Option<Arc<str>>,
 }
 
 struct Shared {
@@ -164,6 +167,16 @@ impl OutputManager {
         };
         Self {
             shared: Arc::new(shared),
+            subject: None,
+        }
+    }
+
+    /// A handle to the same listener and the same figures whose messages begin with `subject`.
+    #[must_use]
+    pub fn about(&self, subject: &str) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            subject: Some(subject.into()),
         }
     }
 
@@ -188,7 +201,15 @@ impl OutputManager {
     }
 
     fn message(&self, level: Level, text: &str) {
+        let text = &self.with_subject(text);
         self.shared.renderer.handle(&Event::Message { level, text });
+    }
+
+    fn with_subject<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.subject {
+            Some(subject) => Cow::Owned(format!("{subject}: {text}")),
+            None => Cow::Borrowed(text),
+        }
     }
 
     /// Tells that `blobs` more blobs of `bytes` in all are to be at their destination.
@@ -210,7 +231,7 @@ impl OutputManager {
     pub fn retrying(&self, operation: &str, cause: &str, pause: Duration) {
         self.shared.statistics.count_retry();
         self.shared.renderer.handle(&Event::Retrying {
-            operation,
+            operation: &self.with_subject(operation),
             cause,
             pause,
         });
@@ -356,6 +377,25 @@ mod tests {
             events.contains("Ended { id: 1, complete: true }"),
             "{events}"
         );
+    }
+
+    #[test]
+    fn messages_say_what_they_are_about() {
+        let recorder = Recorder::default();
+        let output = OutputManager::new(recorder.clone());
+        let about = output.about("team/app");
+        about.info("two images");
+        about.retrying("GET blob", "reset", Duration::ZERO);
+        output.info("done");
+        let events = recorder.0.lock().unwrap().join("\n");
+        for text in [
+            "\"team/app: two images\"",
+            "\"team/app: GET blob\"",
+            "\"done\"",
+        ] {
+            assert!(events.contains(text), "{text} in {events}");
+        }
+        assert_eq!(output.totals().retries, 1);
     }
 
     #[test]

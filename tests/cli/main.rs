@@ -25,3 +25,4 @@ mod options;
 mod output;
 mod proxies;
 mod round_trip;
+mod sync;

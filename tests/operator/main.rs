@@ -14,6 +14,7 @@ mod copies;
 mod crd;
 mod edits;
 mod events;
+mod files;
 mod malformed;
 mod refusals;
 mod steady;

@@ -15,6 +15,7 @@ mod entry;
 mod error;
 #[cfg(test)]
 mod faults;
+mod import;
 mod index;
 mod layout;
 mod list;
@@ -49,6 +50,7 @@ pub use clean::{CleanReport, CleanRequest};
 pub use disk::FreeSpace;
 pub use entry::{CacheEntry, CachedBlob};
 pub use error::{Error, Result};
+pub use import::{HashedBlob, Import, Spool, UnnamedBlob};
 pub use list::ListedImage;
 pub use lock::StoreGuard;
 pub use store::StoredImage;

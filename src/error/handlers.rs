@@ -46,6 +46,7 @@ pub const fn retry(class: Class) -> Retry {
         | Class::Auth
         | Class::NotFound
         | Class::Policy
+        | Class::Archive
         | Class::Storage
         | Class::Cancelled => Retry::Never,
         Class::Network | Class::RegistryStorage => Retry::Backoff,
@@ -58,7 +59,8 @@ pub const fn retry(class: Class) -> Retry {
 #[deny(clippy::wildcard_enum_match_arm)]
 pub const fn recovery(class: Class) -> Recovery {
     match class {
-        Class::Config => Recovery::SpecChange,
+        // A mirror of an archive is also tried again when the file changes.
+        Class::Config | Class::Archive => Recovery::SpecChange,
         Class::Auth | Class::NotFound | Class::Policy => Recovery::Outside,
         Class::RateLimited
         | Class::Network
@@ -84,6 +86,7 @@ pub const fn exit_code(class: Class, started: bool) -> u8 {
         | Class::Network
         | Class::RegistryStorage
         | Class::Digest
+        | Class::Archive
         | Class::Storage => EXIT_FAILED,
     }
 }
@@ -146,6 +149,12 @@ mod tests {
             let name: &str = class.into();
             let expected = match name {
                 "Config" => (Retry::Never, Recovery::SpecChange, EXIT_USAGE, EXIT_FAILED),
+                "Archive" => (
+                    Retry::Never,
+                    Recovery::SpecChange,
+                    EXIT_FAILED,
+                    EXIT_FAILED,
+                ),
                 "Auth" | "NotFound" | "Policy" => {
                     (Retry::Never, Recovery::Outside, EXIT_FAILED, EXIT_FAILED)
                 }

@@ -32,13 +32,15 @@ pub enum Level {
     Warning,
 }
 
-/// Which way a blob travels.
+/// Which way bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From a registry into the cache.
     Download,
     /// From the cache to a registry.
     Upload,
+    /// From an archive into the cache.
+    Extract,
 }
 
 /// One thing that happened.
@@ -75,6 +77,15 @@ pub enum Event<'a> {
         digest: &'a Digest,
         /// Its bytes.
         bytes: u64,
+    },
+    /// The reading of an archive began; what follows is told as of any transfer.
+    Reading {
+        /// Names the reading in the events that follow.
+        id: u64,
+        /// The archive, as the user knows it.
+        archive: &'a str,
+        /// Bytes that will be read; none for a stream, whose end nobody knows.
+        bytes: Option<u64>,
     },
     /// A transfer moved on.
     Advanced {
@@ -223,6 +234,32 @@ impl OutputManager {
         }
     }
 
+    /// Tells that the reading of an archive begins. What of it is new in the cache is told by [`OutputManager::extracted`].
+    pub fn reading(&self, archive: &str, bytes: Option<u64>) -> Transfer {
+        self.planned(1, bytes.unwrap_or_default());
+        let id = self.shared.next_transfer.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .renderer
+            .handle(&Event::Reading { id, archive, bytes });
+        Transfer {
+            output: self.clone(),
+            id,
+            direction: Direction::Extract,
+            done: AtomicU64::new(0),
+            complete: false,
+        }
+    }
+
+    /// Counts a blob of an archive that the cache did not have.
+    pub fn extracted(&self) {
+        self.shared.statistics.count_copied(Direction::Extract);
+    }
+
+    /// Counts a blob of an archive that the cache had already.
+    pub fn extracted_before(&self) {
+        self.shared.statistics.count_existing();
+    }
+
     /// The figures so far.
     pub fn totals(&self) -> Totals {
         self.shared.statistics.totals()
@@ -268,7 +305,13 @@ impl Transfer {
     /// All bytes arrived and were accepted.
     pub fn complete(mut self) {
         self.complete = true;
-        self.output.shared.statistics.count_copied(self.direction);
+        match self.direction {
+            Direction::Download | Direction::Upload => {
+                self.output.shared.statistics.count_copied(self.direction);
+            }
+            // An archive is no blob: those in it are counted one by one.
+            Direction::Extract => {}
+        }
     }
 }
 
@@ -313,6 +356,31 @@ mod tests {
             events.contains("Ended { id: 1, complete: true }"),
             "{events}"
         );
+    }
+
+    #[test]
+    fn the_blobs_of_an_archive_are_counted_apart_from_its_bytes() {
+        let recorder = Recorder::default();
+        let output = OutputManager::new(recorder.clone());
+        let reading = output.reading("app.tar", Some(7));
+        reading.advance(7);
+        reading.complete();
+        output.extracted();
+        output.extracted_before();
+        let totals = output.totals();
+        assert_eq!(
+            (totals.extracted, totals.existing, totals.bytes_extracted),
+            (1, 1, 7)
+        );
+        assert_eq!((totals.downloaded, totals.bytes_downloaded), (0, 0));
+        let events = recorder.0.lock().unwrap().join("\n");
+        for expected in [
+            "Planned { blobs: 1, bytes: 7 }",
+            "Reading { id: 0, archive: \"app.tar\", bytes: Some(7) }",
+            "Ended { id: 0, complete: true }",
+        ] {
+            assert!(events.contains(expected), "{events}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! This file puts the parts together and takes them down again.
 
 mod admin;
+mod annotations;
 mod call;
 mod cluster;
 mod decide;
@@ -20,6 +21,7 @@ mod metrics;
 mod present;
 mod progress;
 mod reconcile;
+mod reports;
 #[cfg(test)]
 mod scenarios;
 mod schedule;
@@ -53,6 +55,7 @@ use engine::Engine;
 use executor::Executor;
 use metrics::Metrics;
 use reconcile::{Book, Context};
+use reports::ClusterReports;
 use schedule::Jitter;
 use secrets::ClusterSecrets;
 use signals::Signals;
@@ -69,6 +72,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 pub struct ControllerOptions {
     /// Folder of the cache.
     pub cache_dir: PathBuf,
+    /// Folder below which each namespace has its archives, if there are any.
+    pub archive_dir: Option<PathBuf>,
     /// Mirrors that are copied at once; at least 1.
     pub concurrency: usize,
     /// Where `/livez`, `/readyz` and `/metrics` are answered.
@@ -117,7 +122,10 @@ pub async fn run(options: ControllerOptions) -> Result<()> {
     let signals = Signals::listen()?;
     let client = cluster::connect().await?;
     prepare_folder(&options.cache_dir).await?;
-    let engine = Arc::new(Executor::new(options.cache_dir.clone()));
+    let engine = Arc::new(Executor::new(
+        options.cache_dir.clone(),
+        options.archive_dir.clone(),
+    ));
     supervise(options, client, engine, signals).await
 }
 
@@ -142,6 +150,7 @@ async fn supervise(
     for scope in &scopes {
         cluster::check_served(&client, scope.as_deref()).await?;
     }
+    warn_of_outdated_crd(&client).await;
     let metrics = Metrics::default();
     let readiness = Readiness::new(options.cache_dir.clone());
     let admin = Admin::bind(options.metrics_addr, readiness.clone(), metrics.clone()).await?;
@@ -162,6 +171,7 @@ async fn supervise(
     let supervisor = Supervisor::new(
         options.concurrency,
         Arc::new(ClusterSecrets::new(client.clone())),
+        Arc::new(ClusterReports::new(client.clone())),
         trigger,
         metrics.clone(),
     );
@@ -230,6 +240,15 @@ async fn supervise(
     tokio::select! {
         () = drain => Ok(()),
         () = signals.next() => Err(Error::Aborted),
+    }
+}
+
+/// Says at the start what would fail with every status later.
+async fn warn_of_outdated_crd(client: &Client) {
+    let missing = cluster::missing_status_fields(client).await;
+    if !missing.is_empty() {
+        let text = format!("it lacks {}", missing.join(", "));
+        tracing::error!("{}", Error::CrdOutdated { text });
     }
 }
 

@@ -20,18 +20,19 @@ use tower_test::mock;
 
 use super::{
     cluster::{ClusterStatuses, Watches, check_served},
-    engine::{Engine, Failure, Prepared},
+    engine::{Engine, Failure, Needs, Prepared},
     error::Error,
-    events, fixtures,
+    events,
+    fixtures::{self, concluded, scene},
     guard::Guarded,
     metrics::Metrics,
-    present::Scene,
     reconcile::{Book, Context, FINALIZER, after_failure, reconcile},
+    reports::Forgetful,
     schedule::Jitter,
     secrets::{ClusterSecrets, SecretSource as _},
     supervise::Supervisor,
     target::Target,
-    verdict::{RunOutcome, judge},
+    verdict::RunOutcome,
     watch::open_watches,
     writer::{StatusSink as _, StatusWriter, Written},
 };
@@ -141,7 +142,13 @@ fn bed() -> Bed {
     let context = Arc::new(Context {
         client,
         engine: Arc::new(engine),
-        supervisor: Supervisor::new(1, secrets, Arc::new(|_| {}), metrics.clone()),
+        supervisor: Supervisor::new(
+            1,
+            secrets,
+            Arc::new(Forgetful),
+            Arc::new(|_| {}),
+            metrics.clone(),
+        ),
         writer: StatusWriter::new(),
         events,
         metrics,
@@ -384,17 +391,12 @@ async fn a_spec_is_judged_once_however_often_it_is_looked_at() {
 #[tokio::test]
 async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict() {
     let mut bed = bed();
-    let verdict = judge(
+    let standing = concluded(
+        &scene(&ImageMirrorStatus::default(), 1, Timestamp::UNIX_EPOCH),
         &RunOutcome::Reported(fixtures::report(&[&[None]])),
-        &["a".to_owned()],
-        0,
+        false,
+        None,
     );
-    let scene = Scene {
-        base: &ImageMirrorStatus::default(),
-        generation: 1,
-        now: Timestamp::UNIX_EPOCH,
-    };
-    let standing = scene.concluded(&verdict, false, None);
     for generation in [1, 2] {
         let mut mirror = fixtures::mirror();
         mirror.metadata.generation = Some(generation);
@@ -475,8 +477,11 @@ async fn a_secret_that_cannot_be_read_is_told_by_name_and_missing_permission() {
     ] {
         let (client, mut handle) = server();
         let secrets = ClusterSecrets::new(client);
-        let names = BTreeSet::from(["login".to_owned()]);
-        let (result, ()) = tokio::join!(secrets.read("team", &names), async {
+        let needs = Needs {
+            secrets: BTreeSet::from(["login".to_owned()]),
+            ..Needs::default()
+        };
+        let (result, ()) = tokio::join!(secrets.read("team", &needs), async {
             let call = Call::next(&mut handle).await;
             assert_eq!(call.uri, "/api/v1/namespaces/team/secrets/login");
             call.refuse(code, reason);

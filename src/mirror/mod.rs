@@ -16,6 +16,7 @@ mod source;
 mod template;
 mod validate;
 
+pub(crate) use access::is_object_name;
 pub use error::{Error, Result};
 pub use report::{
     DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, ReportedFailure,

@@ -57,6 +57,7 @@ pub(super) fn concluded(
 /// A run of one image without Secrets, whose work the test says.
 pub(super) struct TestRun {
     key: &'static str,
+    interval: Option<Duration>,
     work: BoxFuture<'static, ()>,
 }
 
@@ -64,10 +65,15 @@ impl TestRun {
     /// Does `work` when it runs; its report says nothing.
     pub(super) fn boxed(
         key: &'static str,
+        interval: Option<Duration>,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Box<dyn Prepared> {
         let work = Box::pin(work);
-        Box::new(Self { key, work })
+        Box::new(Self {
+            key,
+            interval,
+            work,
+        })
     }
 }
 
@@ -81,7 +87,7 @@ impl Prepared for TestRun {
     }
 
     fn interval(&self) -> Option<Duration> {
-        None
+        self.interval
     }
 
     fn image_count(&self) -> Option<usize> {

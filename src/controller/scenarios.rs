@@ -2,7 +2,6 @@
 //! nobody to answer it, a call too few is waited for in vain.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -15,12 +14,13 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{Client, Resource as _, client::Body, runtime::controller::Action};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower_test::mock;
 
 use super::{
     cluster::{ClusterStatuses, Watches, check_served},
-    engine::{Engine, Failure, Needs, Prepared},
+    engine::{Engine, Failure, Prepared},
     error::Error,
     events,
     fixtures::{self, concluded, scene},
@@ -29,7 +29,7 @@ use super::{
     reconcile::{Book, Context, FINALIZER, after_failure, reconcile},
     reports::Forgetful,
     schedule::Jitter,
-    secrets::{ClusterSecrets, SecretSource as _},
+    secrets::ClusterSecrets,
     supervise::Supervisor,
     target::Target,
     verdict::RunOutcome,
@@ -38,11 +38,15 @@ use super::{
 };
 use crate::{
     api::{
-        ImageMirrorSpec, ImageMirrorStatus,
+        CANCEL, ImageMirror, ImageMirrorSpec, ImageMirrorStatus, REQUESTED_AT,
+        REQUESTED_AT_OF_FLUX, Transfer,
         condition::{READY, RECONCILING, STALLED, find},
+        parse_duration,
     },
     error::Class,
 };
+
+mod objects;
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -94,11 +98,12 @@ impl Call {
     }
 }
 
-/// An engine whose runs never end by themselves, and that tells when one is dropped.
+/// An engine whose runs end when they are let go, and that tells when one is dropped.
 #[derive(Default)]
 struct Endless {
     prepared: Arc<AtomicU32>,
     dropped: Arc<Mutex<u32>>,
+    let_go: Arc<Notify>,
 }
 
 struct EndlessRun(Arc<Mutex<u32>>);
@@ -117,8 +122,15 @@ impl Engine for Endless {
             return Err(fixtures::failure(Class::Config));
         }
         let run = EndlessRun(Arc::clone(&self.dropped));
-        Ok(fixtures::TestRun::boxed("key", async move {
-            std::future::pending::<()>().await;
+        let let_go = Arc::clone(&self.let_go);
+        let key = if spec.transfer.is_some() {
+            "another key"
+        } else {
+            "key"
+        };
+        let interval = spec.interval.as_deref().and_then(parse_duration);
+        Ok(fixtures::TestRun::boxed(key, interval, async move {
+            let_go.notified().await;
             drop(run);
         }))
     }
@@ -129,6 +141,7 @@ struct Bed {
     handle: Handle,
     specs_prepared: Arc<AtomicU32>,
     runs_dropped: Arc<Mutex<u32>>,
+    let_go: Arc<Notify>,
 }
 
 fn bed() -> Bed {
@@ -136,6 +149,7 @@ fn bed() -> Bed {
     let engine = Endless::default();
     let runs_dropped = Arc::clone(&engine.dropped);
     let specs_prepared = Arc::clone(&engine.prepared);
+    let let_go = Arc::clone(&engine.let_go);
     let metrics = Metrics::default();
     let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
     let secrets = Arc::new(ClusterSecrets::new(client.clone()));
@@ -162,6 +176,7 @@ fn bed() -> Bed {
         handle,
         specs_prepared,
         runs_dropped,
+        let_go,
     }
 }
 
@@ -410,6 +425,207 @@ async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict() {
     }
 }
 
+/// The mirror with this change.
+fn changed(change: impl FnOnce(&mut ImageMirror)) -> Guarded {
+    let mut mirror = fixtures::mirror();
+    change(&mut mirror);
+    Guarded::Valid(Box::new(mirror))
+}
+
+fn suspended(generation: i64) -> Guarded {
+    changed(|mirror| {
+        mirror.spec.suspend = Some(true);
+        mirror.metadata.generation = Some(generation);
+    })
+}
+
+fn annotated(name: &str, value: &str) -> Guarded {
+    changed(|mirror| {
+        let pair = (name.to_owned(), value.to_owned());
+        mirror.metadata.annotations = Some([pair].into());
+    })
+}
+
+fn ready(status: &ImageMirrorStatus) -> (&str, &str, &str) {
+    let ready = find(&status.conditions, READY).unwrap();
+    (&ready.status, &ready.reason, &ready.message)
+}
+
+impl Bed {
+    /// Lets the task of a run go on until it waits.
+    async fn settle(&self) {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets the run end.
+    async fn finish_run(&self) {
+        self.settle().await;
+        self.let_go.notify_one();
+        self.settle().await;
+    }
+
+    fn runs(&self) -> bool {
+        let name = Target::of(&object()).unwrap().name;
+        let run = self
+            .context
+            .supervisor
+            .inspect(&name, std::time::Instant::now());
+        run.is_some()
+    }
+}
+
+/// Operator rule G2.
+#[tokio::test]
+async fn a_mirror_that_is_suspended_during_a_copy_lets_it_finish_and_starts_no_other() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    bed.settle().await;
+    look(&mut bed, suspended(2), nobody).await.unwrap();
+    let mid = status(&bed);
+    assert!(bed.runs(), "it goes on");
+    assert_eq!(
+        ready(&mid),
+        ("Unknown", "Progressing", "suspended: copying 1 image")
+    );
+    assert_eq!(
+        (mid.observed_generation, mid.next_sync_time.clone()),
+        (2, None)
+    );
+
+    bed.finish_run().await;
+    for _ in 0..2 {
+        let action = look(&mut bed, suspended(2), nobody).await.unwrap();
+        assert_eq!(action, Action::await_change());
+        let end = status(&bed);
+        assert_eq!((ready(&end).0, ready(&end).1), ("True", "Succeeded"));
+        assert!(ready(&end).2.starts_with("suspended: "), "{end:#?}");
+        assert_eq!((end.next_sync_time, bed.runs()), (None, false));
+    }
+
+    let resumed = changed(|mirror| mirror.metadata.generation = Some(3));
+    let action = look(&mut bed, resumed, nobody).await.unwrap();
+    assert_eq!(
+        action,
+        Action::requeue(Duration::from_hours(1)),
+        "not due yet"
+    );
+    let end = status(&bed);
+    assert!(!ready(&end).2.contains("suspended"), "{end:#?}");
+    assert!(end.next_sync_time.is_some());
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_suspended_from_the_start_waits_and_runs_when_it_is_resumed() {
+    let mut bed = bed();
+    let action = look(&mut bed, suspended(1), nobody).await.unwrap();
+    assert_eq!(action, Action::await_change());
+    let waiting = status(&bed);
+    assert_eq!(
+        (ready(&waiting).0, ready(&waiting).1),
+        ("Unknown", "Suspended")
+    );
+    assert_eq!(find(&waiting.conditions, RECONCILING), None);
+    assert!(!bed.runs());
+    let resumed = changed(|mirror| mirror.metadata.generation = Some(2));
+    look(&mut bed, resumed, nobody).await.unwrap();
+    assert!(bed.runs());
+}
+
+#[tokio::test]
+async fn a_spec_that_is_edited_and_suspended_at_once_stops_the_copy_of_the_old_one() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    bed.settle().await;
+    let edited = changed(|mirror| {
+        mirror.spec.suspend = Some(true);
+        mirror.spec.transfer = Some(Transfer::default());
+        mirror.metadata.generation = Some(2);
+    });
+    look(&mut bed, edited, nobody).await.unwrap();
+    assert!(!bed.runs());
+    assert_eq!(ready(&status(&bed)).1, "Suspended");
+}
+
+/// Operator rule G3: what is asked for during a run may have changed after the run had read it.
+#[tokio::test]
+async fn a_request_during_a_run_is_answered_by_another_one_and_only_by_one() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    let asked = || annotated(REQUESTED_AT, "2026-11-22");
+    let handled = |bed: &Bed| status(bed).last_handled_reconcile_at;
+    look(&mut bed, asked(), nobody).await.unwrap();
+    bed.finish_run().await;
+    let action = look(&mut bed, asked(), nobody).await.unwrap();
+    assert_eq!(action, Action::requeue(Duration::ZERO));
+    assert_eq!((handled(&bed), bed.runs()), (None, false));
+
+    look(&mut bed, asked(), nobody).await.unwrap();
+    assert_eq!((handled(&bed), bed.runs()), (None, true));
+    bed.finish_run().await;
+    for _ in 0..2 {
+        let action = look(&mut bed, asked(), nobody).await.unwrap();
+        assert_eq!(action, Action::requeue(Duration::from_hours(1)));
+        assert_eq!(handled(&bed).as_deref(), Some("2026-11-22"));
+        assert!(!bed.runs());
+    }
+}
+
+#[tokio::test]
+async fn a_request_to_a_suspended_mirror_waits_until_it_is_resumed() {
+    let mut bed = bed();
+    let asked = |suspend: bool, generation: i64| {
+        changed(|mirror| {
+            mirror.spec.suspend = Some(suspend);
+            mirror.metadata.generation = Some(generation);
+            let pair = (REQUESTED_AT_OF_FLUX.to_owned(), "now".to_owned());
+            mirror.metadata.annotations = Some([pair].into());
+        })
+    };
+    look(&mut bed, asked(true, 1), nobody).await.unwrap();
+    assert_eq!(
+        (status(&bed).last_handled_reconcile_at, bed.runs()),
+        (None, false)
+    );
+    look(&mut bed, asked(false, 2), nobody).await.unwrap();
+    bed.finish_run().await;
+    look(&mut bed, asked(false, 2), nobody).await.unwrap();
+    assert_eq!(
+        status(&bed).last_handled_reconcile_at.as_deref(),
+        Some("now")
+    );
+}
+
+#[tokio::test]
+async fn a_cancelled_run_is_stopped_said_and_not_begun_again() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    bed.settle().await;
+    let before = *bed.runs_dropped.lock().unwrap();
+    for _ in 0..2 {
+        let cancelled = annotated(CANCEL, "stop");
+        let action = look(&mut bed, cancelled, nobody).await.unwrap();
+        assert_eq!(action, Action::requeue(Duration::from_hours(1)));
+        bed.settle().await;
+        assert!(*bed.runs_dropped.lock().unwrap() > before && !bed.runs());
+        let status = status(&bed);
+        assert_eq!((ready(&status).0, ready(&status).1), ("False", "Cancelled"));
+        assert_eq!(status.last_handled_cancel_at.as_deref(), Some("stop"));
+        assert!(find(&status.conditions, STALLED).is_some());
+    }
+    // The same token stops no later run.
+    let again = changed(|mirror| {
+        let pairs = [(CANCEL, "stop"), (REQUESTED_AT, "now")];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        mirror.metadata.annotations = Some(pairs.into());
+    });
+    for _ in 0..2 {
+        look(&mut bed, again.clone(), nobody).await.unwrap();
+        assert!(bed.runs());
+    }
+}
+
 /// Operator rule K23.
 #[tokio::test]
 async fn a_panic_costs_one_look_and_no_more() {
@@ -451,45 +667,6 @@ async fn a_server_that_never_answers_ends_the_look_with_an_error() {
         matches!(result, Err(Error::ApiServerSilent { .. })),
         "{result:?}"
     );
-}
-
-#[tokio::test]
-async fn a_secret_that_cannot_be_read_is_told_by_name_and_missing_permission() {
-    for (code, reason, expected, text) in [
-        (
-            404,
-            "NotFound",
-            "SecretNotFound",
-            "Secret login does not exist in namespace team",
-        ),
-        (
-            403,
-            "Forbidden",
-            "AccessDenied",
-            "lacks the verb get on secrets in namespace team",
-        ),
-        (
-            500,
-            "InternalError",
-            "ApiServerUnavailable",
-            "the server says InternalError",
-        ),
-    ] {
-        let (client, mut handle) = server();
-        let secrets = ClusterSecrets::new(client);
-        let needs = Needs {
-            secrets: BTreeSet::from(["login".to_owned()]),
-            ..Needs::default()
-        };
-        let (result, ()) = tokio::join!(secrets.read("team", &needs), async {
-            let call = Call::next(&mut handle).await;
-            assert_eq!(call.uri, "/api/v1/namespaces/team/secrets/login");
-            call.refuse(code, reason);
-        });
-        let failure = result.unwrap_err();
-        assert_eq!(failure.reason, expected);
-        assert!(failure.message.contains(text), "{}", failure.message);
-    }
 }
 
 #[tokio::test]

@@ -328,9 +328,9 @@ mod tests {
     /// Design part 3, table of outcomes, for the fields that exist. `None` stands for a copied image.
     #[test]
     fn every_outcome_has_its_reason_and_its_next_look() {
-        use Class::{Auth, Config, Network, NotFound, Policy};
+        use Class::{Archive, Auth, Config, Network, NotFound, Policy};
         type Case<'a> = (&'a [&'a [Option<Class>]], bool, &'a str, Next);
-        let cases: [Case<'_>; 8] = [
+        let cases: [Case<'_>; 9] = [
             (&[&[None, None]], true, "Succeeded", Next::Interval),
             (
                 &[&[None, None], &[Some(Network), None]],
@@ -357,6 +357,8 @@ mod tests {
                 "PolicyFailed",
                 Next::Outside,
             ),
+            // The file changes without the spec.
+            (&[&[Some(Archive)]], false, "OtherFailed", Next::Interval),
             (
                 &[&[Some(Config), None]],
                 false,
@@ -389,6 +391,7 @@ mod tests {
     fn a_run_that_could_not_begin_is_judged_by_its_class_too() {
         for (class, reason, next) in [
             (Class::Config, "ConfigFailed", Next::SpecChange),
+            (Class::Archive, "OtherFailed", Next::Interval),
             (Class::NotFound, "NotFoundFailed", Next::Outside),
             (
                 Class::Network,
@@ -404,6 +407,16 @@ mod tests {
                 verdict.message
             );
         }
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_on_request_comes_again_with_the_interval() {
+        let verdict = judge(&RunOutcome::Cancelled, &names(), 5);
+        assert_eq!(
+            (verdict.ready, verdict.reason, verdict.next),
+            (false, "Cancelled", Next::Interval)
+        );
+        assert!(verdict.is_stalled() && verdict.figures.is_none());
     }
 
     /// Registry rule R15: a pause that was asked for also holds between runs.

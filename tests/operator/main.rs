@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod bed;
 mod copies;
 mod crd;
@@ -16,5 +17,7 @@ mod edits;
 mod events;
 mod malformed;
 mod refusals;
+mod reports;
+mod requests;
 mod steady;
 mod stop;

@@ -219,8 +219,13 @@ impl UnnamedBlob {
         }
         let step = usize::try_from(length.min(COPY_STEP)).unwrap_or_default();
         let mut position = offset;
-        let copied =
-            rustix::fs::copy_file_range(source, Some(&mut position), &self.file, None, step);
+        let copied = rustix::fs::copy_file_range(
+            source,
+            Some(&mut position),
+            &self.file,
+            None,
+            step,
+        );
         match copied {
             Ok(copied) => {
                 self.hash_copy(copied as u64)?;
@@ -259,8 +264,7 @@ impl UnnamedBlob {
                 .unwrap_or(buffer.len())
                 .min(buffer.len());
             let piece = &mut buffer[..wanted];
-            self.file
-                .read_exact_at(piece, self.written)
+            self.file.read_exact_at(piece, self.written)
                 .map_err(|source| Error::reading("read", self.temporary.path(), source))?;
             self.hasher.update(piece);
             self.written += wanted as u64;
@@ -374,7 +378,10 @@ mod tests {
         let fixture = fixture();
         let import = fixture.cache.import().await.unwrap();
         let blob = write(&import.spool(), b"bytes");
-        assert_eq!((blob.digest(), blob.size()), (&Digest::of(b"bytes"), 5));
+        assert_eq!(
+            (blob.digest(), blob.size()),
+            (&Digest::of(b"bytes"), 5)
+        );
         assert!(!fixture.cache.has_blob(&layer(b"bytes")).await.unwrap());
         assert!(import.keep(blob).await.unwrap());
         drop(import);
@@ -389,9 +396,7 @@ mod tests {
     #[tokio::test]
     async fn a_blob_that_is_there_already_is_kept_and_ours_removed() {
         let fixture = fixture();
-        put(&fixture.cache, &layer(b"bytes"), b"bytes")
-            .await
-            .unwrap();
+        put(&fixture.cache, &layer(b"bytes"), b"bytes").await.unwrap();
         let import = fixture.cache.import().await.unwrap();
         let blob = write(&import.spool(), b"bytes");
         assert!(!import.keep(blob).await.unwrap());
@@ -414,8 +419,7 @@ mod tests {
                 match blob.copy(&source, 13 + done, 700_001 - done).unwrap() {
                     Some(copied) => done += copied,
                     None => {
-                        blob.write(&content[usize::try_from(done).unwrap()..])
-                            .unwrap();
+                        blob.write(&content[usize::try_from(done).unwrap()..]).unwrap();
                         done = 700_001;
                     }
                 }
@@ -452,11 +456,7 @@ mod tests {
         let living = fixture.cache.import().await.unwrap();
         let blob = write(&living.spool(), b"living");
         let partials = fixture.cache.shared.layout.partials();
-        for name in [
-            "0123456789abcdef",
-            "0123456789abcdef-7",
-            "fedcba9876543210-0",
-        ] {
+        for name in ["0123456789abcdef", "0123456789abcdef-7", "fedcba9876543210-0"] {
             File::create(partials.join(name)).unwrap();
         }
         let download = partials.join(Digest::of(b"x").to_string());

@@ -6,7 +6,7 @@
 set -euo pipefail
 
 # program:package
-readonly needed=(docker-registry:docker-registry skopeo:skopeo htpasswd:apache2-utils cc:gcc)
+readonly needed=(docker-registry:docker-registry skopeo:skopeo podman:podman htpasswd:apache2-utils cc:gcc)
 readonly policy=/usr/sbin/policy-rc.d
 
 say() { printf 'packages: %s\n' "$*" >&2; }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use docker_image_pusher::{cache, cli, controller, image, mirror, registry, transfer};
+use docker_image_pusher::{archive, cache, cli, controller, image, mirror, registry, transfer};
 use strum::VariantNames;
 
 /// Reasons that are no errors, or errors that pass on another one's name.
@@ -38,6 +38,7 @@ fn reasons_of_the_program() -> BTreeSet<&'static str> {
         image::Error::VARIANTS,
         registry::Error::VARIANTS,
         cache::Error::VARIANTS,
+        archive::Error::VARIANTS,
         transfer::Error::VARIANTS,
         mirror::Error::VARIANTS,
         controller::Error::VARIANTS,

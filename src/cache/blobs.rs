@@ -68,10 +68,7 @@ impl Cache {
                     ByteSize(descriptor.size)
                 ));
             }
-            require_space(
-                &shared.layout.partial(&descriptor.digest),
-                descriptor.size,
-            )?;
+            require_space(&shared.layout.partial(&descriptor.digest), descriptor.size)?;
             shared.barrier.prepare(&shared.layout)?;
             BlobWriter::create(descriptor, shared, lock, store).map(Claim::Fetch)
         })

@@ -8,6 +8,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{fs::OFlags, io::Errno};
@@ -113,7 +114,7 @@ pub(super) fn make_folder(path: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Temporary {
     path: PathBuf,
-    named: bool,
+    named: AtomicBool,
 }
 
 impl Temporary {
@@ -144,7 +145,8 @@ impl Temporary {
     /// A new, empty file at a place of the caller's choice.
     pub(super) fn create_at(path: PathBuf) -> io::Result<(File, Self)> {
         let file = File::create_new(&path)?;
-        Ok((file, Self { path, named: false }))
+        let named = AtomicBool::new(false);
+        Ok((file, Self { path, named }))
     }
 
     /// Where the file is until it has its name.
@@ -153,16 +155,16 @@ impl Temporary {
     }
 
     /// Gives the file its name, in place of what had it before.
-    pub(super) fn rename(mut self, target: &Path) -> io::Result<()> {
+    pub(super) fn rename(&self, target: &Path) -> io::Result<()> {
         fs::rename(&self.path, target)?;
-        self.named = true;
+        self.named.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.named {
+        if !self.named.load(Ordering::Relaxed) {
             remove_leftover(&self.path);
         }
     }

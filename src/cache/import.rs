@@ -80,7 +80,7 @@ impl Drop for Run {
 
 impl Drop for Import {
     fn drop(&mut self) {
-        self.spool.run.over.store(true, Ordering::Relaxed);
+        self.stop();
     }
 }
 
@@ -134,8 +134,13 @@ impl Import {
         self.spool.clone()
     }
 
+    /// Tells the threads that nobody waits for their work any more.
+    pub fn stop(&self) {
+        self.spool.run.over.store(true, Ordering::Relaxed);
+    }
+
     /// Gives a blob its name. One that the cache has already is thrown away; the answer tells whether ours was taken.
-    pub async fn keep(&self, blob: HashedBlob) -> Result<bool> {
+    pub async fn keep(&self, blob: Arc<HashedBlob>) -> Result<bool> {
         let shared = &self.cache.shared;
         let name = LockName::Blob(&blob.digest);
         let lock = shared.locks.exclusive(name, &self.cache.output).await?;
@@ -219,13 +224,8 @@ impl UnnamedBlob {
         }
         let step = usize::try_from(length.min(COPY_STEP)).unwrap_or_default();
         let mut position = offset;
-        let copied = rustix::fs::copy_file_range(
-            source,
-            Some(&mut position),
-            &self.file,
-            None,
-            step,
-        );
+        let copied =
+            rustix::fs::copy_file_range(source, Some(&mut position), &self.file, None, step);
         match copied {
             Ok(copied) => {
                 self.hash_copy(copied as u64)?;
@@ -264,7 +264,8 @@ impl UnnamedBlob {
                 .unwrap_or(buffer.len())
                 .min(buffer.len());
             let piece = &mut buffer[..wanted];
-            self.file.read_exact_at(piece, self.written)
+            self.file
+                .read_exact_at(piece, self.written)
                 .map_err(|source| Error::reading("read", self.temporary.path(), source))?;
             self.hasher.update(piece);
             self.written += wanted as u64;
@@ -378,12 +379,9 @@ mod tests {
         let fixture = fixture();
         let import = fixture.cache.import().await.unwrap();
         let blob = write(&import.spool(), b"bytes");
-        assert_eq!(
-            (blob.digest(), blob.size()),
-            (&Digest::of(b"bytes"), 5)
-        );
+        assert_eq!((blob.digest(), blob.size()), (&Digest::of(b"bytes"), 5));
         assert!(!fixture.cache.has_blob(&layer(b"bytes")).await.unwrap());
-        assert!(import.keep(blob).await.unwrap());
+        assert!(import.keep(Arc::new(blob)).await.unwrap());
         drop(import);
         assert!(fixture.cache.has_blob(&layer(b"bytes")).await.unwrap());
         let path = fixture.cache.shared.layout.blob(&Digest::of(b"bytes"));
@@ -396,10 +394,12 @@ mod tests {
     #[tokio::test]
     async fn a_blob_that_is_there_already_is_kept_and_ours_removed() {
         let fixture = fixture();
-        put(&fixture.cache, &layer(b"bytes"), b"bytes").await.unwrap();
+        put(&fixture.cache, &layer(b"bytes"), b"bytes")
+            .await
+            .unwrap();
         let import = fixture.cache.import().await.unwrap();
         let blob = write(&import.spool(), b"bytes");
-        assert!(!import.keep(blob).await.unwrap());
+        assert!(!import.keep(Arc::new(blob)).await.unwrap());
         drop(import);
         assert_eq!(fixture.files().len(), 1, "{:?}", fixture.files());
     }
@@ -416,13 +416,12 @@ mod tests {
             blob.can_copy = can_copy;
             let mut done = 0;
             while done < 700_001 {
-                match blob.copy(&source, 13 + done, 700_001 - done).unwrap() {
-                    Some(copied) => done += copied,
-                    None => {
-                        blob.write(&content[usize::try_from(done).unwrap()..]).unwrap();
-                        done = 700_001;
-                    }
-                }
+                let copied = blob.copy(&source, 13 + done, 700_001 - done).unwrap();
+                done += copied.unwrap_or_else(|| {
+                    let rest = &content[usize::try_from(done).unwrap()..];
+                    blob.write(rest).unwrap();
+                    rest.len() as u64
+                });
             }
             assert_eq!(blob.copy(&source, 13 + done, 9).unwrap().unwrap_or(0), 0);
             let blob = blob.finish().unwrap();
@@ -456,7 +455,11 @@ mod tests {
         let living = fixture.cache.import().await.unwrap();
         let blob = write(&living.spool(), b"living");
         let partials = fixture.cache.shared.layout.partials();
-        for name in ["0123456789abcdef", "0123456789abcdef-7", "fedcba9876543210-0"] {
+        for name in [
+            "0123456789abcdef",
+            "0123456789abcdef-7",
+            "fedcba9876543210-0",
+        ] {
             File::create(partials.join(name)).unwrap();
         }
         let download = partials.join(Digest::of(b"x").to_string());
@@ -465,7 +468,7 @@ mod tests {
         drop(next);
         assert_eq!(fixture.files().len(), 3, "{:?}", fixture.files());
         assert!(download.exists());
-        assert!(living.keep(blob).await.unwrap());
+        assert!(living.keep(Arc::new(blob)).await.unwrap());
     }
 
     #[tokio::test]

@@ -149,12 +149,7 @@ mod tests {
             let name: &str = class.into();
             let expected = match name {
                 "Config" => (Retry::Never, Recovery::SpecChange, EXIT_USAGE, EXIT_FAILED),
-                "Archive" => (
-                    Retry::Never,
-                    Recovery::SpecChange,
-                    EXIT_FAILED,
-                    EXIT_FAILED,
-                ),
+                "Archive" => (Retry::Never, Recovery::SpecChange, EXIT_FAILED, EXIT_FAILED),
                 "Auth" | "NotFound" | "Policy" => {
                     (Retry::Never, Recovery::Outside, EXIT_FAILED, EXIT_FAILED)
                 }

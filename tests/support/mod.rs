@@ -14,6 +14,7 @@
     reason = "tests write plain files, wait, and talk to registries without the engine"
 )]
 
+pub mod archives;
 pub mod binary;
 pub mod control_plane;
 pub mod failure;

@@ -378,6 +378,16 @@ mod tests {
                 "spec.destinations[0].repository",
             ),
             (
+                "/destinations/0/repository",
+                json!("{registry}/app"),
+                "spec.destinations[0].repository",
+            ),
+            (
+                "/destinations/0/name",
+                json!("Main"),
+                "spec.destinations[0].name",
+            ),
+            (
                 "/destinations/0/tag",
                 json!("{tag}/x"),
                 "spec.destinations[0].tag",

@@ -225,7 +225,7 @@ fn cases() -> Vec<(String, Value, &'static str)> {
         ),
         (
             format!("{registry}/digests"),
-            json!([format!("1.27@sha256:{short}"), format!("sha512:{long}")]),
+            json!([format!("1.26@sha256:{short}"), format!("sha512:{long}")]),
             "",
         ),
         (format!("{registry}/digests"), json!(["sha256:abc"]), DIGEST),
@@ -370,7 +370,9 @@ async fn each_rule_takes_what_is_right_and_says_in_words_what_is_not() -> Result
         let refusal = refusal_without_server(&object);
         let is_of_both = !ONLY_OF_THE_SERVER
             .iter()
-            .any(|rule| expected.contains(rule));
+            .any(|rule| expected.contains(rule))
+            // Looked at once archives are read.
+            && object.pointer("/spec/source/archive/images").is_none();
         if is_of_both && refusal.is_none() != expected.is_empty() {
             disagreements.push(format!("{path} = {value}: {refusal:?}"));
         }

@@ -42,6 +42,7 @@ fn token(meta: &ObjectMeta, annotation: &str) -> Option<String> {
 }
 
 /// Changes when one of our annotations does, so that the watch lets the change through (operator rule K8).
+#[expect(clippy::unnecessary_wraps, reason = "the signature of a predicate")]
 pub(super) fn fingerprint(object: &Guarded) -> Option<u64> {
     let annotations = object.meta().annotations.as_ref();
     let mut hasher = DefaultHasher::new();

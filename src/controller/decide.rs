@@ -624,21 +624,20 @@ mod tests {
         }
     }
 
-    fn run(finished: bool) -> Option<RunView<'static>> {
-        Some(RunView {
-            uid: "u",
-            run_key: "k",
-            finished,
-        })
-    }
-
-    fn stale_run() -> Option<RunView<'static>> {
-        Some(RunView {
-            uid: "u",
-            run_key: "other",
-            finished: false,
-        })
-    }
+    const RUNNING: RunView<'static> = RunView {
+        uid: "u",
+        run_key: "k",
+        finished: false,
+    };
+    const OVER: RunView<'static> = RunView {
+        finished: true,
+        ..RUNNING
+    };
+    /// For what an earlier spec asked for.
+    const STALE: RunView<'static> = RunView {
+        run_key: "other",
+        ..RUNNING
+    };
 
     #[test]
     fn a_suspended_mirror_starts_nothing_and_lets_what_runs_finish() {
@@ -668,13 +667,13 @@ mod tests {
                 None,
                 Step::Suspend { judged: true },
             ),
-            ("running", &fresh, None, run(false), Step::Watch),
-            ("over", &fresh, None, run(true), Step::Conclude),
+            ("running", &fresh, None, Some(RUNNING), Step::Watch),
+            ("over", &fresh, None, Some(OVER), Step::Conclude),
             (
                 "edited while it ran",
                 &fresh,
                 None,
-                stale_run(),
+                Some(STALE),
                 Step::Suspend { judged: false },
             ),
         ] {
@@ -778,7 +777,7 @@ mod tests {
                 "while a run goes on",
                 ImageMirrorStatus::default(),
                 None,
-                run(false),
+                Some(RUNNING),
                 Step::Watch,
             ),
         ] {
@@ -805,11 +804,11 @@ mod tests {
         };
         let start = Step::Start { again: false };
         for (name, status, run, expected) in [
-            ("running", &base, run(false), Step::Cancel),
-            ("answered", &answered, run(false), Step::Watch),
-            ("over already", &base, run(true), Step::Conclude),
+            ("running", &base, Some(RUNNING), Step::Cancel),
+            ("answered", &answered, Some(RUNNING), Step::Watch),
+            ("over already", &base, Some(OVER), Step::Conclude),
             ("nothing runs", &base, None, start),
-            ("a run for something else", &base, stale_run(), start),
+            ("a run for something else", &base, Some(STALE), start),
             ("cut off by a restart", &cut_off, None, Step::Cancel),
             ("answered before the restart", &answered, None, start),
         ] {

@@ -42,6 +42,6 @@ pub(super) trait Prepared: Send {
 pub(super) struct Needs {
     /// Secrets by name.
     pub(super) secrets: BTreeSet<String>,
-    /// `ServiceAccounts` whose imagePullSecrets hold a login, by name.
+    /// ServiceAccounts whose imagePullSecrets hold a login, by name.
     pub(super) accounts: BTreeSet<String>,
 }

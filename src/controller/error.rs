@@ -66,7 +66,7 @@ pub enum Error {
         "the ConfigMap {name} is not owned by this mirror and stays untouched: remove it, or give the mirror another name"
     )]
     ReportNotWritten {
-        /// The `ConfigMap`.
+        /// The ConfigMap.
         name: String,
     },
     /// A bug of ours.

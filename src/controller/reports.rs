@@ -1,7 +1,7 @@
-//! The whole report of a run, in `ConfigMaps` of the mirror's namespace that the mirror owns, so that they go with it.
+//! The whole report of a run, in ConfigMaps of the mirror's namespace that the mirror owns, so that they go with it.
 //!
 //! The first of them is written last and carries the hash of the whole: where that hash stands already, nothing is written.
-//! A `ConfigMap` that the mirror does not own is never touched, whatever its name: its data is somebody's. Every write
+//! A ConfigMap that the mirror does not own is never touched, whatever its name: its data is somebody's. Every write
 //! names the version it was decided on, so that none is taken over that was exchanged meanwhile.
 
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ use super::{
     verdict::{RUN_PANICKED, RunOutcome},
 };
 
-/// Key of the report in each `ConfigMap`.
+/// Key of the report in each ConfigMap.
 const KEY: &str = "report.json";
 /// Annotation of the first part: hash of the whole report.
 const REPORT_DIGEST: &str = "imagepusher.io/report-digest";
@@ -80,8 +80,8 @@ impl ReportKeeper for ClusterReports {
                 return Kept::default();
             };
             let (texts, is_whole) = parts(&report);
-            let shelf = Shelf { api, target };
-            let (references, trouble) = match shelf.put(&texts).await {
+            let place = ConfigMaps { api, target };
+            let (references, trouble) = match place.put(&texts).await {
                 Ok(references) if is_whole => (references, None),
                 Ok(references) => {
                     let text = format!("its end does not fit into {MAX_PARTS} ConfigMaps");
@@ -113,7 +113,7 @@ fn report(target: &Target, outcome: &RunOutcome) -> Option<MirrorReport> {
 
 /// One part as JSON: a report of its own, with some of the images.
 #[derive(Serialize)]
-struct Part<'a> {
+struct Share<'a> {
     version: u32,
     part: usize,
     parts: usize,
@@ -128,7 +128,7 @@ fn parts(report: &MirrorReport) -> (Vec<String>, bool) {
         ..report.clone()
     };
     let text = |images: &[ImageResult], part: usize, parts: usize| {
-        json_of(&Part {
+        json_of(&Share {
             version: REPORT_VERSION,
             part,
             parts,
@@ -178,13 +178,13 @@ fn json_of<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// The `ConfigMaps` of one mirror.
-struct Shelf<'a> {
+/// The ConfigMaps of one mirror.
+struct ConfigMaps<'a> {
     api: Api<ConfigMap>,
     target: &'a Target,
 }
 
-impl Shelf<'_> {
+impl ConfigMaps<'_> {
     /// Puts these texts there and takes away what was there besides.
     async fn put(&self, texts: &[String]) -> Result<Vec<ReportReference>> {
         let digest = Digest::of(texts.concat().as_bytes()).to_string();
@@ -211,7 +211,7 @@ impl Shelf<'_> {
         Ok(names.map(|name| ReportReference { name }).collect())
     }
 
-    /// The `ConfigMap` of this name, if there is one.
+    /// The ConfigMap of this name, if there is one.
     ///
     /// # Errors
     /// [`Error::ReportNotWritten`] when it is not the mirror's.

@@ -338,6 +338,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one table: every field that can be wrong"
+    )]
     fn every_refusal_names_its_field() {
         for (path, value, field) in [
             ("/source", json!({}), "spec.source"),

@@ -1,4 +1,4 @@
-//! The whole report of a run lies in a `ConfigMap` that the mirror owns.
+//! The whole report of a run lies in a ConfigMap that the mirror owns.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! What is read from and written to other objects of the mirror's namespace: Secrets, `ServiceAccounts`, `ConfigMaps`.
+//! What is read from and written to other objects of the mirror's namespace: Secrets, ServiceAccounts, ConfigMaps.
 
 use std::collections::BTreeSet;
 
@@ -177,7 +177,7 @@ fn names(kept: &Kept) -> Vec<&str> {
         .collect()
 }
 
-/// The first `ConfigMap` as it is made where there is none.
+/// The first ConfigMap as it is made where there is none.
 async fn made() -> Value {
     let mut made = Value::Null;
     let kept = keep(1, async |handle| {

@@ -163,6 +163,12 @@ impl Watches {
         seen.is_some_and(|object| object.meta().uid.as_deref() == Some(&target.uid))
     }
 
+    /// Everything that was seen so far.
+    pub(super) fn all(&self) -> Vec<Arc<Guarded>> {
+        let watched = self.by_namespace.values();
+        watched.flat_map(|watched| watched.store.state()).collect()
+    }
+
     /// Waits until every watch has listed its objects once.
     pub(super) async fn wait_until_listed(&self) {
         for watched in self.by_namespace.values() {

@@ -26,6 +26,8 @@ pub(super) trait Prepared: Send {
     fn run_key(&self) -> String;
     /// How often the source is looked at again.
     fn interval(&self) -> Option<Duration>;
+    /// What it writes, as far as the spec tells.
+    fn places(&self) -> BTreeSet<String>;
     /// Images it selects; of an archive that shows when it is read.
     fn image_count(&self) -> Option<usize>;
     /// Copies, with what it needs from the cluster. Dropping the future stops the work.

@@ -4,7 +4,7 @@
 //! served to another one unasked (design part 4).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -110,6 +110,10 @@ impl Prepared for Judged {
 
     fn interval(&self) -> Option<Duration> {
         self.mirror.interval()
+    }
+
+    fn places(&self) -> BTreeSet<String> {
+        self.mirror.places()
     }
 
     fn image_count(&self) -> Option<usize> {

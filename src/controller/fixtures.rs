@@ -1,6 +1,6 @@
 //! Values that tests of this room share.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
@@ -56,22 +56,23 @@ pub(super) fn concluded(
 
 /// A run of one image without Secrets, whose work the test says.
 pub(super) struct TestRun {
-    key: &'static str,
-    interval: Option<Duration>,
-    work: BoxFuture<'static, ()>,
+    pub(super) key: &'static str,
+    pub(super) interval: Option<Duration>,
+    pub(super) places: BTreeSet<String>,
+    pub(super) work: BoxFuture<'static, ()>,
 }
 
 impl TestRun {
     /// Does `work` when it runs; its report says nothing.
     pub(super) fn boxed(
         key: &'static str,
-        interval: Option<Duration>,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Box<dyn Prepared> {
         let work = Box::pin(work);
         Box::new(Self {
             key,
-            interval,
+            interval: None,
+            places: BTreeSet::new(),
             work,
         })
     }
@@ -88,6 +89,10 @@ impl Prepared for TestRun {
 
     fn interval(&self) -> Option<Duration> {
         self.interval
+    }
+
+    fn places(&self) -> BTreeSet<String> {
+        self.places.clone()
     }
 
     fn image_count(&self) -> Option<usize> {

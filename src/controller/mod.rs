@@ -8,6 +8,7 @@
 mod admin;
 mod annotations;
 mod call;
+mod claims;
 mod cluster;
 mod decide;
 mod engine;
@@ -59,7 +60,7 @@ use reports::ClusterReports;
 use schedule::Jitter;
 use secrets::ClusterSecrets;
 use signals::Signals;
-use supervise::{Supervisor, panic_text};
+use supervise::{Supervisor, Trigger, panic_text};
 use target::Name;
 use writer::StatusWriter;
 
@@ -166,13 +167,14 @@ async fn supervise(
         events::events(client.clone(), options.instance.clone(), metrics.clone());
     let trigger = {
         let watches = watches.clone();
-        Arc::new(move |name: &Name| watches.look_again(name))
+        let trigger: Trigger = Arc::new(move |name: &Name| watches.look_again(name));
+        trigger
     };
     let supervisor = Supervisor::new(
         options.concurrency,
         Arc::new(ClusterSecrets::new(client.clone())),
         Arc::new(ClusterReports::new(client.clone())),
-        trigger,
+        Arc::clone(&trigger),
         metrics.clone(),
     );
     let context = Arc::new(Context {
@@ -186,6 +188,8 @@ async fn supervise(
         now: || whole_second(Timestamp::now()),
         sample: fastrand::f64,
         book: Book::default(),
+        look_again: trigger,
+        surveyed: CancellationToken::new(),
     });
 
     let mut parts = JoinSet::new();
@@ -210,8 +214,10 @@ async fn supervise(
     }
     let listed = watches.clone();
     let ready = readiness.clone();
+    let surveyor = Arc::clone(&context);
     let becoming_ready = async move {
         listed.wait_until_listed().await;
+        surveyor.survey(&listed.all());
         ready.set_listed(true);
         tracing::info!("ready");
         std::future::pending::<()>().await;

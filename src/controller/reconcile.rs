@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,6 +23,8 @@ use kube::{
     },
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     api::{ImageMirror, ImageMirrorStatus, Progress},
     error::Class,
@@ -31,6 +33,7 @@ use crate::{
 use super::{
     annotations::Wishes,
     call::CALL_LIMIT,
+    claims::{Claimant, Claims},
     decide::{Facts, Memory, Step},
     engine::{Engine, Failure, Prepared},
     error::{Error, Result, api_error},
@@ -40,7 +43,7 @@ use super::{
     present::{Ended, Going, Scene},
     reports::Kept,
     schedule::{Jitter, Next, backoff},
-    supervise::{Finished, Order, Snapshot, Stage, Supervisor, panic_text},
+    supervise::{Finished, Order, Snapshot, Stage, Supervisor, Trigger, panic_text},
     target::{Name, Target},
     verdict::{RunOutcome, judge},
     writer::StatusWriter,
@@ -72,6 +75,11 @@ pub(super) struct Context {
     /// A random number between 0 and 1.
     pub(super) sample: fn() -> f64,
     pub(super) book: Book,
+    /// Asks for a look at a mirror.
+    pub(super) look_again: Trigger,
+    /// Cancelled when all mirrors there are have claimed what they write. A look before that could begin a copy for the
+    /// younger of two.
+    pub(super) surveyed: CancellationToken,
 }
 
 /// What is remembered between looks. Lost at a restart, which costs nothing but a look more.
@@ -84,6 +92,7 @@ pub(super) struct Book {
     failures: Mutex<HashMap<Name, u32>>,
     /// What kept the last report of a mirror from being written: said once, not after every run.
     report_troubles: Mutex<HashMap<Name, String>>,
+    claims: Mutex<Claims>,
 }
 
 /// What of a spec decides whether and when it is carried out.
@@ -111,6 +120,13 @@ pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Re
     let Some(target) = Target::of(&object) else {
         return Ok(Action::await_change());
     };
+    if tokio::time::timeout(CALL_LIMIT, context.surveyed.cancelled())
+        .await
+        .is_err()
+    {
+        // One watch that cannot list must not hold up the others for good.
+        context.surveyed.cancel();
+    }
     // A panic must cost this look alone: it would take the whole watch with it (operator rule K23).
     let result = AssertUnwindSafe(look(&target, &object, &context))
         .catch_unwind()
@@ -203,6 +219,60 @@ impl Context {
         lock(&self.book.briefs).remove(name);
         lock(&self.book.failures).remove(name);
         lock(&self.book.report_troubles).remove(name);
+        self.unclaim(name);
+    }
+
+    /// Lets all these mirrors claim what they write, before the first of them is looked at.
+    pub(super) fn survey(&self, objects: &[Arc<Guarded>]) {
+        for object in objects {
+            if let (Guarded::Valid(mirror), Some(target)) = (&**object, Target::of(object))
+                && mirror.metadata.deletion_timestamp.is_none()
+            {
+                // What is wrong with a spec is told by its look, a bug of ours too.
+                let judged = || self.engine.prepare(&mirror.spec);
+                if let Ok(Ok(prepared)) = catch_unwind(AssertUnwindSafe(judged)) {
+                    self.claim(&target, mirror, &*prepared);
+                }
+            }
+        }
+        self.surveyed.cancel();
+    }
+
+    fn claim(&self, target: &Target, mirror: &ImageMirror, prepared: &dyn Prepared) {
+        let created = mirror.metadata.creation_timestamp.as_ref();
+        let claimant = Claimant {
+            created: created.map(|time| time.0),
+            uid: target.uid.clone(),
+            name: target.name.clone(),
+        };
+        let concerned = lock(&self.book.claims).put(&claimant, prepared.places());
+        concerned.iter().for_each(|name| (self.look_again)(name));
+    }
+
+    fn unclaim(&self, name: &Name) {
+        let concerned = lock(&self.book.claims).remove(name);
+        concerned.iter().for_each(|name| (self.look_again)(name));
+    }
+
+    /// Refuses a mirror that would write what an older one writes.
+    fn refuse_conflict(&self, name: &Name) -> Result<(), Failure> {
+        let claims = lock(&self.book.claims);
+        let Some((place, older)) = claims.older(name) else {
+            return Ok(());
+        };
+        // Who else has a namespace is nobody's business.
+        let older = if older.namespace == name.namespace {
+            format!("the ImageMirror {}", older.name)
+        } else {
+            "an ImageMirror of another namespace".to_owned()
+        };
+        Err(Failure::new(
+            "DestinationConflict",
+            Class::Config,
+            format!(
+                "{place} is written by {older}, which is older: give one of them another tag or repository"
+            ),
+        ))
     }
 
     /// Judges the spec and does the one thing to do.
@@ -226,11 +296,11 @@ impl Context {
             Guarded::Valid(mirror) => self
                 .judge(target, mirror, scene.generation)
                 .and_then(|judged| self.supervise(target, judged, &scene)),
-            Guarded::Malformed(malformed) => Err(Failure::new(
-                "InvalidSpec",
-                Class::Config,
-                malformed.problem.clone(),
-            )),
+            Guarded::Malformed(malformed) => {
+                self.unclaim(&target.name);
+                let problem = malformed.problem.clone();
+                Err(Failure::new("InvalidSpec", Class::Config, problem))
+            }
         };
         let (status, action) = outcome.unwrap_or_else(|failure| {
             self.supervisor.discard(&target.name);
@@ -263,7 +333,9 @@ impl Context {
                 prepared: None,
             });
         }
-        let prepared = self.engine.prepare(&mirror.spec)?;
+        let prepared = self.engine.prepare(&mirror.spec);
+        let prepared = prepared.inspect_err(|_| self.unclaim(&target.name))?;
+        self.claim(target, mirror, &*prepared);
         let brief = Brief {
             uid: target.uid.clone(),
             generation,
@@ -286,6 +358,7 @@ impl Context {
         judged: Judged<'_>,
         scene: &Scene<'_>,
     ) -> Result<(ImageMirrorStatus, Action), Failure> {
+        self.refuse_conflict(&target.name)?;
         let brief = &judged.brief.clone();
         let scene = &Scene {
             run_key: Some(&brief.run_key),

@@ -31,7 +31,7 @@ use super::{
     schedule::Jitter,
     secrets::ClusterSecrets,
     supervise::Supervisor,
-    target::Target,
+    target::{Name, Target},
     verdict::RunOutcome,
     watch::open_watches,
     writer::{StatusSink as _, StatusWriter, Written},
@@ -128,10 +128,15 @@ impl Engine for Endless {
         } else {
             "key"
         };
-        let interval = spec.interval.as_deref().and_then(parse_duration);
-        Ok(fixtures::TestRun::boxed(key, interval, async move {
-            let_go.notified().await;
-            drop(run);
+        let destinations = spec.destinations.iter();
+        Ok(Box::new(fixtures::TestRun {
+            key,
+            interval: spec.interval.as_deref().and_then(parse_duration),
+            places: destinations.map(|each| each.repository.clone()).collect(),
+            work: Box::pin(async move {
+                let_go.notified().await;
+                drop(run);
+            }),
         }))
     }
 }
@@ -142,6 +147,7 @@ struct Bed {
     specs_prepared: Arc<AtomicU32>,
     runs_dropped: Arc<Mutex<u32>>,
     let_go: Arc<Notify>,
+    looked_again: Arc<Mutex<Vec<Name>>>,
 }
 
 fn bed() -> Bed {
@@ -153,6 +159,10 @@ fn bed() -> Bed {
     let metrics = Metrics::default();
     let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
     let secrets = Arc::new(ClusterSecrets::new(client.clone()));
+    let surveyed = CancellationToken::new();
+    surveyed.cancel();
+    let looked_again = Arc::<Mutex<Vec<Name>>>::default();
+    let told = Arc::clone(&looked_again);
     let context = Arc::new(Context {
         client,
         engine: Arc::new(engine),
@@ -170,6 +180,8 @@ fn bed() -> Bed {
         now: || Timestamp::UNIX_EPOCH,
         sample: || 0.5,
         book: Book::default(),
+        look_again: Arc::new(move |name| told.lock().unwrap().push(name.clone())),
+        surveyed,
     });
     Bed {
         context,
@@ -177,6 +189,7 @@ fn bed() -> Bed {
         specs_prepared,
         runs_dropped,
         let_go,
+        looked_again,
     }
 }
 
@@ -623,6 +636,57 @@ async fn a_cancelled_run_is_stopped_said_and_not_begun_again() {
     for _ in 0..2 {
         look(&mut bed, again.clone(), nobody).await.unwrap();
         assert!(bed.runs());
+    }
+}
+
+/// Design part 3: two mirrors, one destination reference.
+#[tokio::test]
+async fn the_younger_of_two_that_write_one_place_waits_until_the_older_is_gone() {
+    let younger = |namespace: &str| {
+        changed(|mirror| {
+            mirror.metadata.name = Some("younger".to_owned());
+            mirror.metadata.namespace = Some(namespace.to_owned());
+            mirror.metadata.uid = Some("uid-2".to_owned());
+        })
+    };
+    for (namespace, who) in [
+        ("team", "the ImageMirror mirror"),
+        ("other", "an ImageMirror of another namespace"),
+    ] {
+        let mut bed = bed();
+        let target = Target::of(&younger(namespace)).unwrap();
+        let told = |bed: &Bed| bed.context.writer.current(&target).unwrap();
+        // Before the first look, as at a start.
+        bed.context.survey(&[Arc::new(object())]);
+        let action = look(&mut bed, younger(namespace), nobody).await.unwrap();
+        assert_eq!(action, Action::await_change());
+        let refused = told(&bed);
+        assert_eq!(
+            (ready(&refused).0, ready(&refused).1),
+            ("False", "DestinationConflict")
+        );
+        let expected = format!("localhost:2/image is written by {who}, which is older");
+        assert!(ready(&refused).2.starts_with(&expected), "{refused:#?}");
+        look(&mut bed, object(), nobody).await.unwrap();
+        assert_eq!(ready(&status(&bed)).1, "Progressing");
+
+        look(&mut bed, deleted(object()), async |handle| {
+            Call::next(handle)
+                .await
+                .answer(200, &json!({"metadata": {"name": "mirror"}}));
+        })
+        .await
+        .unwrap();
+        assert_eq!(
+            *bed.looked_again.lock().unwrap(),
+            std::slice::from_ref(&target.name)
+        );
+        look(&mut bed, younger(namespace), nobody).await.unwrap();
+        let run = bed
+            .context
+            .supervisor
+            .inspect(&target.name, std::time::Instant::now());
+        assert!(run.is_some());
     }
 }
 

@@ -446,7 +446,7 @@ mod tests {
         /// A run that lasts until it is let go, or panics at once.
         fn held(&self, key: &'static str, panics: bool) -> Box<dyn Prepared> {
             let (running, let_go) = (Arc::clone(&self.running), Arc::clone(&self.let_go));
-            TestRun::boxed(key, None, async move {
+            TestRun::boxed(key, async move {
                 let _counted = Counted::new(running);
                 assert!(!panics, "index out of bounds");
                 let_go.notified().await;
@@ -474,7 +474,7 @@ mod tests {
         async fn start_stuck(&self, mirror: &str) -> std::sync::mpsc::Sender<()> {
             let (sender, let_go) = std::sync::mpsc::channel();
             let running = Arc::clone(&self.running);
-            let stuck = TestRun::boxed("stuck", None, async move {
+            let stuck = TestRun::boxed("stuck", async move {
                 let _counted = Counted::new(running);
                 let_go.recv().unwrap();
                 std::future::pending::<()>().await;

@@ -72,6 +72,19 @@ impl Plan {
         Ok(())
     }
 
+    /// The names at the destinations, where they are known before anything is copied.
+    pub(super) fn places(&self) -> impl Iterator<Item = String> {
+        let destinations = self.jobs.iter().flat_map(|job| &job.destinations);
+        destinations.filter_map(|destination| {
+            let TargetReference::Known(reference) = &destination.reference else {
+                return None;
+            };
+            let host = self.accesses.get(&destination.registry)?.host.as_str();
+            let (host, repository) = (host.to_ascii_lowercase(), destination.repository.as_str());
+            Some(format!("{host}/{repository}:{reference}"))
+        })
+    }
+
     /// The clients of the jobs.
     pub(super) fn registries(
         &self,

@@ -144,6 +144,15 @@ impl ValidatedMirror {
         }
     }
 
+    /// What the mirror writes, each as `host/repository:tag`, as far as the spec tells: tags made of digests and the images
+    /// of an archive show later.
+    pub fn places(&self) -> BTreeSet<String> {
+        match &self.work {
+            Work::Copy(plan) => plan.places().collect(),
+            Work::Extract { .. } => BTreeSet::new(),
+        }
+    }
+
     /// Puts in what only the surroundings know.
     ///
     /// # Errors
@@ -550,5 +559,18 @@ mod tests {
         spec["destinations"][0]["secretRef"] = json!({"name": "d"});
         let text = checked(&spec).unwrap_err().to_string();
         assert!(text.starts_with("spec.destinations[0]"), "{text}");
+    }
+
+    #[test]
+    fn what_is_written_is_known_where_the_spec_tells() {
+        let mut value = spec();
+        value["destinations"] = json!([
+            {"name": "a", "repository": "Internal.example:5000/{name}"},
+            {"name": "b", "repository": "internal.example:5000/by-digest", "tag": "{tag}-{digest}"},
+        ]);
+        let spec = serde_json::from_value(value).unwrap();
+        let places = validate(&spec).unwrap().places();
+        let expected = ["internal.example:5000/app:1", "internal.example:5000/app:2"];
+        assert_eq!(places, expected.map(str::to_owned).into());
     }
 }

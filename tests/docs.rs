@@ -6,7 +6,9 @@ use docker_image_pusher::{archive, cache, cli, controller, image, mirror, regist
 use strum::VariantNames;
 
 /// Reasons that are no errors, or errors that pass on another one's name.
-const OF_A_COURSE: [&str; 4] = [
+const OF_A_COURSE: [&str; 6] = [
+    "Cancelled",
+    "Suspended",
     "Succeeded",
     "Progressing",
     "ProgressingWithRetry",

@@ -31,6 +31,11 @@ pub struct ImageMirrorStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Names the copies that this status speaks of: an edit that asks for the same ones keeps it. Absent while the spec is
+    /// wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub run_key: Option<String>,
     /// The value of the annotation requestedAt that was acted upon last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
@@ -88,6 +93,7 @@ impl Default for ImageMirrorStatus {
         Self {
             observed_generation: NOTHING_OBSERVED,
             conditions: Vec::new(),
+            run_key: None,
             last_handled_reconcile_at: None,
             last_handled_cancel_at: None,
             last_sync_time: None,

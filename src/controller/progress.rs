@@ -61,7 +61,7 @@ impl Tracker {
         self.account(|account| account.copying)
     }
 
-    /// The numbers at this moment.
+    /// The numbers at this moment; `images_total` is 0 while nobody knows.
     pub(super) fn progress(&self, images_total: usize, now: Instant) -> Progress {
         self.account(|account| account.progress(images_total, now))
     }

@@ -159,7 +159,7 @@ fn object_name(
 }
 
 /// A DNS subdomain, as names of Secrets are.
-pub(super) fn is_object_name(name: &str) -> bool {
+pub(crate) fn is_object_name(name: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     !name.is_empty()
         && name.len() <= 253

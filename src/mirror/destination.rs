@@ -45,6 +45,16 @@ pub(super) fn destinations(places: &[api::Destination]) -> Result<Vec<ValidatedD
             tag,
             access,
         } = place;
+        if !is_destination_name(name) {
+            return Err(invalid(
+                format!("{field}.name"),
+                "must be lower-case letters, digits and inner '-', at most 63",
+            ));
+        }
+        // Whatever {registry} stands for at the source must not decide who gets the login.
+        if repository.starts_with('{') {
+            return Err(no_host(&field));
+        }
         if checked.iter().any(|earlier| earlier.name == *name) {
             return Err(invalid(
                 format!("{field}.name"),
@@ -69,12 +79,7 @@ impl ValidatedDestination {
         let registry = source.host().map_or(DEFAULT_HOST, Host::as_str);
         let repository = template::repository(&self.repository, registry, source.path())
             .map_err(|error| unfilled(format!("{field}.repository"), error))?;
-        let host = repository.host().cloned().ok_or_else(|| {
-            invalid(
-                format!("{field}.repository"),
-                "must begin with a registry host, for example internal:5000/",
-            )
-        })?;
+        let host = repository.host().cloned().ok_or_else(|| no_host(field))?;
         let reference = template::tag(&self.tag, image.tag.as_ref(), image.digest.as_ref())
             .map_err(|error| unfilled(format!("{field}.tag"), error))?;
         Ok(Place {
@@ -83,6 +88,22 @@ impl ValidatedDestination {
             reference,
         })
     }
+}
+
+fn no_host(field: &str) -> Error {
+    invalid(
+        format!("{field}.repository"),
+        "must begin with a registry host, for example internal:5000/",
+    )
+}
+
+/// A DNS label.
+fn is_destination_name(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(is_inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
 }
 
 fn unfilled(field: String, error: Unfilled) -> Error {

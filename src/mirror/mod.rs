@@ -18,6 +18,7 @@ mod source;
 mod template;
 mod validate;
 
+pub(crate) use access::is_object_name;
 pub use error::{Error, Result};
 pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
 pub use folder::ArchiveFolder;
@@ -26,5 +27,5 @@ pub use report::{
     ReportedFailure, Totals,
 };
 pub use request::{Given, Logins, MirrorRequest};
-pub use secret::SecretDocument;
+pub use secret::{ONLY_REGISTRY, SecretDocument};
 pub use validate::{ValidatedMirror, validate};

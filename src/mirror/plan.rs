@@ -95,8 +95,9 @@ impl Plan {
                 let TargetReference::Known(reference) = &destination.reference else {
                     return None;
                 };
-                let host = &self.accesses.get(&destination.registry)?.host;
-                let target = format!("{host}/{}:{reference}", destination.repository);
+                let host = self.accesses.get(&destination.registry)?.host.as_str();
+                let (host, repository) = (host.to_ascii_lowercase(), &destination.repository);
+                let target = format!("{host}/{repository}:{reference}");
                 Some((target, written.clone()))
             })
         })

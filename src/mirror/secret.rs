@@ -11,6 +11,9 @@ use crate::{
 
 use super::{Error, Result};
 
+/// Annotation of a Secret that names the only registry its login may go to.
+pub const ONLY_REGISTRY: &str = "imagepusher.io/registry";
+
 /// A Secret as it was read, without Kubernetes types.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretDocument {
@@ -18,17 +21,25 @@ pub struct SecretDocument {
     pub name: String,
     /// Its type, for example `kubernetes.io/basic-auth`.
     pub kind: String,
+    /// The only registry its login may go to, as `host[:port]`, where it says so itself.
+    pub registry: Option<String>,
     /// Its decoded data.
     pub data: BTreeMap<String, Vec<u8>>,
 }
 
 impl fmt::Debug for SecretDocument {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, kind, data } = self;
+        let Self {
+            name,
+            kind,
+            registry,
+            data,
+        } = self;
         formatter
             .debug_struct("SecretDocument")
             .field("name", name)
             .field("kind", kind)
+            .field("registry", registry)
             .field("keys", &data.keys())
             .finish()
     }
@@ -63,12 +74,24 @@ impl NamedSecret<'_> {
             .map_err(|_| self.invalid(format!("the value of the key {key} is not UTF-8 text")))
     }
 
+    /// Whether the Secret leaves its login to this registry.
+    fn may_go_to(&self, host: &Host) -> bool {
+        let only = self.document.registry.as_deref();
+        only.is_none_or(|only| only.eq_ignore_ascii_case(host.as_str()))
+    }
+
     /// The login for a repository.
     pub(super) fn credential(
         &self,
         host: &Host,
         repository: &RepositoryPath,
     ) -> Result<Credential> {
+        if !self.may_go_to(host) {
+            return Err(self.invalid(format!(
+                "its annotation imagepusher.io/registry keeps it from {host}: name the Secret for that registry, or \
+                 change the annotation"
+            )));
+        }
         match self.document.kind.as_str() {
             "kubernetes.io/dockerconfigjson" => self.docker_config(host, repository),
             "Opaque" if self.document.data.contains_key("token") => {
@@ -103,6 +126,9 @@ impl NamedSecret<'_> {
         host: &Host,
         repository: &RepositoryPath,
     ) -> Result<Option<Credential>> {
+        if !self.may_go_to(host) {
+            return Ok(None);
+        }
         let content = self.text(".dockerconfigjson")?;
         let config =
             DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
@@ -180,6 +206,7 @@ mod tests {
         SecretDocument {
             name: "login".into(),
             kind: kind.into(),
+            registry: None,
             data,
         }
     }
@@ -228,6 +255,41 @@ mod tests {
             credential(&token),
             Ok(Credential::RegistryToken(_))
         ));
+    }
+
+    #[test]
+    fn a_secret_that_names_its_registry_goes_to_that_one_only() {
+        let config = r#"{"auths": {"registry.example:5000": {"auth": "dXNlcjpzM2NyZXQ="}}}"#;
+        for (registry, goes) in [
+            (None, true),
+            (Some("registry.example:5000"), true),
+            (Some("Registry.Example:5000"), true),
+            (Some("registry.example"), false),
+            (Some("evil.example"), false),
+            (Some(""), false),
+        ] {
+            let document = SecretDocument {
+                registry: registry.map(str::to_owned),
+                ..document(
+                    "kubernetes.io/dockerconfigjson",
+                    &[(".dockerconfigjson", config)],
+                )
+            };
+            let named = NamedSecret {
+                document: &document,
+                field: "spec.source.registry.serviceAccountName".to_owned(),
+            };
+            let pulled = named.pull_credential(&host(), &path()).unwrap();
+            assert_eq!(pulled.is_some(), goes, "{registry:?}");
+            match credential(&document) {
+                Ok(_) => assert!(goes, "{registry:?}"),
+                Err(error) => {
+                    let text = error.to_string();
+                    let expected = "imagepusher.io/registry keeps it from registry.example:5000";
+                    assert!(!goes && text.contains(expected), "{registry:?}: {text}");
+                }
+            }
+        }
     }
 
     #[test]

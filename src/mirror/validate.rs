@@ -355,7 +355,10 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::too_many_lines, reason = "one table")]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one table: every field that can be wrong"
+    )]
     fn every_refusal_names_its_field() {
         for (path, value, field) in [
             ("/source", json!({}), "spec.source"),
@@ -394,6 +397,16 @@ mod tests {
                 "/destinations/0/repository",
                 json!("internal.example/{nonsense}"),
                 "spec.destinations[0].repository",
+            ),
+            (
+                "/destinations/0/repository",
+                json!("{registry}/app"),
+                "spec.destinations[0].repository",
+            ),
+            (
+                "/destinations/0/name",
+                json!("Main"),
+                "spec.destinations[0].name",
             ),
             (
                 "/destinations/0/tag",
@@ -554,5 +567,21 @@ mod tests {
         spec["destinations"][0]["secretRef"] = json!({"name": "d"});
         let text = checked(&spec).unwrap_err().to_string();
         assert!(text.starts_with("spec.destinations[0]"), "{text}");
+    }
+
+    #[test]
+    fn what_is_written_is_known_where_the_spec_tells() {
+        let mut value = spec();
+        value["destinations"] = json!([
+            {"name": "a", "repository": "Internal.example:5000/{name}"},
+            {"name": "b", "repository": "internal.example:5000/by-digest", "tag": "{tag}-{digest}"},
+        ]);
+        let spec = serde_json::from_value(value).unwrap();
+        let targets = validate(&spec).unwrap().targets();
+        let expected = ["1", "2"].map(|tag| {
+            let written = format!("registry.example/team/app:{tag}");
+            (format!("internal.example:5000/app:{tag}"), written)
+        });
+        assert_eq!(targets, expected);
     }
 }

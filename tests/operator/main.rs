@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod bed;
 mod copies;
 mod crd;
@@ -17,5 +18,7 @@ mod events;
 mod files;
 mod malformed;
 mod refusals;
+mod reports;
+mod requests;
 mod steady;
 mod stop;

@@ -18,7 +18,7 @@ use super::{
     node::{Entry, Node, Position, Value},
     schema,
 };
-use crate::mirror::{SecretDocument, access::is_object_name};
+use crate::mirror::{ONLY_REGISTRY, SecretDocument, access::is_object_name};
 
 static MIRROR: LazyLock<Json> = LazyLock::new(image_mirror_schema);
 static SECRET: LazyLock<Json> = LazyLock::new(secret_schema);
@@ -290,8 +290,16 @@ impl Documents {
             name: name.to_owned(),
             kind: kind.unwrap_or(DEFAULT_TYPE).to_owned(),
             data,
+            registry: annotation(node, ONLY_REGISTRY).map(str::to_owned),
         })
     }
+}
+
+/// The value of an annotation of an object.
+fn annotation<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
+    let metadata = &node.field("metadata")?.value;
+    let annotations = &metadata.field("annotations")?.value;
+    annotations.field(name)?.value.text()
 }
 
 fn problems(

@@ -101,6 +101,9 @@ impl TarUtils {
     }
 }
 
+/// Manifests of one archive that are warned of by name; an honest archive has one or two.
+const SHOWN_WARNINGS: usize = 8;
+
 /// Reads the archive and finds its images. Blocks.
 fn read(
     archive: Archive,
@@ -114,8 +117,14 @@ fn read(
         output.warning(format!("{place}: {warning}"));
     }
     let (planned, warnings) = plan(&entries, limits)?;
-    for warning in warnings {
+    for warning in warnings.iter().take(SHOWN_WARNINGS) {
         output.warning(format!("{place}: {warning}"));
+    }
+    if warnings.len() > SHOWN_WARNINGS {
+        let more = warnings.len() - SHOWN_WARNINGS;
+        output.warning(format!(
+            "{place}: {more} more of its manifests are not used"
+        ));
     }
     let (mut images, mut sources) = (Vec::new(), Vec::new());
     for (position, image) in planned.into_iter().enumerate() {

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Bytes that tell every form apart.
-pub(super) const MAGIC: usize = 6;
+pub(super) const MAGIC: usize = 10;
 
 /// What decoders read at once.
 const CHUNK: usize = 128 * 1024;
@@ -40,7 +40,33 @@ impl Form {
             // Skippable frames may stand before the data.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
-            [b'B', b'Z', b'h', b'1'..=b'9', ..] => Self::Bzip2,
+            // The first letters alone could be the name of the first file in a plain layer.
+            [
+                b'B',
+                b'Z',
+                b'h',
+                b'1'..=b'9',
+                0x31,
+                0x41,
+                0x59,
+                0x26,
+                0x53,
+                0x59,
+                ..,
+            ]
+            | [
+                b'B',
+                b'Z',
+                b'h',
+                b'1'..=b'9',
+                0x17,
+                0x72,
+                0x45,
+                0x38,
+                0x50,
+                0x90,
+                ..,
+            ] => Self::Bzip2,
             _ => Self::Plain,
         }
     }
@@ -232,7 +258,8 @@ mod tests {
             (&zstd(b"x"), Form::Zstd),
             (b"\x5a\x2a\x4d\x18", Form::Zstd),
             (b"\xfd7zXZ\0", Form::Xz),
-            (b"BZh91AY", Form::Bzip2),
+            (b"BZh91AY&SY", Form::Bzip2),
+            (b"BZh91AY.txt\0", Form::Plain),
             (b"BZh", Form::Plain),
             (b"\x1f", Form::Plain),
             (b"", Form::Plain),
@@ -316,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_form_without_decoder_names_the_remedy() {
-        for packed in [&b"\xfd7zXZ\0"[..], b"BZh91AY"] {
+        for packed in [&b"\xfd7zXZ\0"[..], b"BZh91AY&SY"] {
             let error = expand(packed, &Limits::default()).unwrap_err();
             assert!(matches!(error, Error::ArchiveUnsupported { .. }), "{error}");
             assert!(error.to_string().contains("decompress it first"), "{error}");

@@ -184,15 +184,7 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
             .archive()
             .invalid(format!("{first} is listed but not in the archive")));
     }
-    let mut text = missing
-        .iter()
-        .take(SHOWN)
-        .cloned()
-        .collect::<Vec<_>>()
-        .join(", ");
-    if missing.len() > SHOWN {
-        text.push_str(" and others");
-    }
+    let mut text = listed(&missing);
     text.push_str(if missing.len() == 1 { " is" } else { " are" });
     Err(Error::ArchiveIncomplete {
         place: entries.archive().clone(),
@@ -204,6 +196,15 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
             .unwrap_or_else(|| format!("number {}", position + 1)),
         missing: text,
     })
+}
+
+/// The first of what is missing, as a list in a sentence.
+fn listed(missing: &[String]) -> String {
+    let mut text = missing[..missing.len().min(SHOWN)].join(", ");
+    if missing.len() > SHOWN {
+        text.push_str(" and others");
+    }
+    text
 }
 
 /// The roots that can be used where there is another description, and why others cannot. What would stop any reader stops
@@ -257,7 +258,7 @@ fn of_docker(
             warnings.push(format!(
                 "{} is not whole in the archive and is left out: {} missing",
                 digest,
-                root.tree.missing().join(", ")
+                listed(&root.tree.missing())
             ));
         }
     }

@@ -1,13 +1,15 @@
 //! What the images of an archive turn out to be: the hybrid rule, names, platforms, the must-pass list, and what is in the
 //! cache afterwards. Archives of real tools are tried in tests/archives.
 
+use std::{io::Read, time::Duration};
+
 use serde_json::{Value, json};
 
 use super::{
     Limits, TarUtils, extract,
     testing::{
         Bed, GZIP, PLAIN, Sample, Tar, WAYS, Way, accepted, bed, blob, descriptor, gzip, layout,
-        refused, sample, zstd,
+        refused, sample, set_size, zstd,
     },
 };
 use crate::{
@@ -188,9 +190,18 @@ async fn a_hybrid_archive_with_a_wrong_oci_side_gets_the_manifest_of_a_plain_one
         Tar::default().file(&blob_path(&manifest), vec![b' '; manifest.len()]),
         &[top],
     ));
+    let listed = vec![descriptor(manifest_type(), b"gone"); 20];
+    layouts.push(layout(Tar::default(), &listed));
     for layout in layouts {
         let tar = image.oci_blobs().and(layout).file("manifest.json", &docker);
-        assert_eq!(accepted(&tar.end()).await[0].to_string(), SAMPLE_DIGEST);
+        assert_eq!(
+            accepted(&tar.clone().end()).await[0].to_string(),
+            SAMPLE_DIGEST
+        );
+        // However many are wrong, a reader can still read the warnings.
+        let bed = bed();
+        bed.store(&tar.end(), Way::File).await.unwrap();
+        assert!(bed.warnings().len() <= 9, "{:?}", bed.warnings());
     }
 }
 
@@ -543,8 +554,31 @@ async fn nothing_is_visible_when_the_choice_fails() {
     }
 }
 
+/// Somebody sends an endless entry, and the reader is given up: its thread ends and its files go.
 #[tokio::test]
-async fn a_stream_of_unknown_length_and_a_file_of_the_operator_are_read() {
+async fn a_reading_that_is_given_up_ends_and_leaves_nothing() {
+    let bed = bed();
+    let head = Tar::default().entry(b'0', b"endless", b"", |header| set_size(header, 1 << 32));
+    let endless = std::io::Cursor::new(head.open_end()).chain(std::io::repeat(7));
+    let archive = super::Archive::from_reader(endless, "standard input".to_owned());
+    let parsing = TarUtils::parse_image_info(archive, &bed.cache, &bed.limits, &bed.output);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), parsing)
+            .await
+            .is_err()
+    );
+    let gone = async {
+        while !bed.files().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_the_operator_is_read() {
     let bed = bed();
     let path = bed.write("app.tar", &sample().docker().end());
     let file = std::fs::File::open(path).unwrap();

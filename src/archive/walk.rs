@@ -318,7 +318,8 @@ impl<'a> Walk<'a> {
             self.position = target.min(length);
             return Ok(());
         }
-        let mut buffer = vec![0; 64 * 1024];
+        // Contents of a stream are read to their end, so what is left is mostly padding.
+        let mut buffer = [0; BLOCK];
         while self.position < target {
             let left = usize::try_from(target - self.position).unwrap_or(usize::MAX);
             let wanted = left.min(buffer.len());
@@ -452,4 +453,157 @@ fn check_global(payload: &[u8], place: &Place) -> Result<()> {
 
 fn records<'p>(payload: &'p [u8], place: &Place) -> Result<Vec<(&'p [u8], &'p [u8])>> {
     pax::records(payload).map_err(|reason| place.invalid(format!("malformed PAX record: {reason}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::archive::testing::Tar;
+
+    /// Names and sizes of the members, or nothing if the archive is refused.
+    fn members(bytes: &[u8], as_file: bool) -> Option<Vec<(Vec<u8>, u64)>> {
+        let tape = if as_file {
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(bytes, 0).unwrap();
+            let (file, length) = (Arc::new(file), bytes.len() as u64);
+            Tape::File { file, length }
+        } else {
+            Tape::Stream(Box::new(Cursor::new(bytes.to_vec())))
+        };
+        let limits = Limits::default();
+        let mut walk = Walk::new(tape, &limits, Place::archive("app.tar"));
+        let mut found = Vec::new();
+        while let Some(member) = walk.next().ok()? {
+            let size = match member.node {
+                Node::File { size, .. } => size,
+                Node::Directory | Node::Symlink { .. } | Node::Hardlink { .. } => 0,
+            };
+            found.push((member.name, size));
+        }
+        Some(found)
+    }
+
+    /// The same by the crate `tar`, which reads extension headers itself.
+    fn members_by_the_crate(bytes: &[u8]) -> Option<Vec<(Vec<u8>, u64)>> {
+        let mut archive = tar::Archive::new(bytes);
+        let place = Place::archive("app.tar");
+        archive
+            .entries()
+            .ok()?
+            .map(|entry| {
+                let entry = entry.ok()?;
+                Some((normalise(&entry.path_bytes(), &place).ok()?, entry.size()))
+            })
+            .collect()
+    }
+
+    /// An archive as a library writes it: GNU headers for long names, PAX records where there are any.
+    fn written(entries: &[(String, Vec<u8>, bool)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, content, with_records) in entries {
+            let mut header = if *with_records {
+                let size = content.len().to_string();
+                builder
+                    .append_pax_extensions([("size", size.as_bytes()), ("path", name.as_bytes())])
+                    .unwrap();
+                tar::Header::new_ustar()
+            } else {
+                tar::Header::new_gnu()
+            };
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            if *with_records {
+                header.set_path("short").unwrap();
+                header.set_cksum();
+                builder.append(&header, content.as_slice()).unwrap();
+            } else {
+                builder
+                    .append_data(&mut header, name, content.as_slice())
+                    .unwrap();
+            }
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn any_entries() -> impl Strategy<Value = Vec<(String, Vec<u8>, bool)>> {
+        let content = proptest::collection::vec(any::<u8>(), 0..1500);
+        proptest::collection::vec(
+            (
+                "[a-z]{1,9}(/[a-z0-9._-]{1,80}[a-z]){0,3}",
+                content,
+                any::<bool>(),
+            ),
+            0..4,
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn what_a_library_wrote_is_read_as_it_was_meant(entries in any_entries()) {
+            let bytes = written(&entries);
+            let expected: Vec<(Vec<u8>, u64)> = entries
+                .iter()
+                .map(|(name, content, _)| (name.clone().into_bytes(), content.len() as u64))
+                .collect();
+            for as_file in [true, false] {
+                prop_assert_eq!(members(&bytes, as_file), Some(expected.clone()));
+            }
+        }
+
+        /// Whatever is accepted means the same to another reader, and a file the same as a stream.
+        #[test]
+        fn no_two_readers_disagree_about_a_changed_archive(
+            entries in any_entries(),
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            repair: bool,
+        ) {
+            let mut bytes = written(&entries);
+            for (position, value) in changes {
+                let position = position.index(bytes.len());
+                bytes[position] = value;
+                if repair {
+                    repair_checksum(&mut bytes, position - position % BLOCK);
+                }
+            }
+            let ours = members(&bytes, false);
+            if let Some(by_file) = members(&bytes, true) {
+                prop_assert_eq!(Some(&by_file), ours.as_ref());
+            }
+            if let (Some(ours), Some(others)) = (ours, members_by_the_crate(&bytes)) {
+                prop_assert_eq!(ours, others);
+            }
+        }
+    }
+
+    /// Makes a changed block a header again, if it was one.
+    fn repair_checksum(bytes: &mut [u8], start: usize) {
+        let block = &mut bytes[start..start + BLOCK];
+        if block[257..].starts_with(b"ustar") {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_data_of_a_member_ends_where_it_ends() {
+        let bytes = Tar::default().file("a", "first").file("b", "second").end();
+        let limits = Limits::default();
+        let tape = Tape::Stream(Box::new(Cursor::new(bytes)));
+        let mut walk = Walk::new(tape, &limits, Place::archive("app.tar"));
+        for expected in [&b"first"[..], b"second"] {
+            walk.next().unwrap().unwrap();
+            let mut buffer = [0; 100];
+            let read = walk.read(&mut buffer).unwrap();
+            assert_eq!(&buffer[..read], expected);
+            assert_eq!(walk.read(&mut buffer).unwrap(), 0);
+        }
+        assert!(walk.next().unwrap().is_none());
+    }
 }

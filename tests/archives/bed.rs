@@ -79,10 +79,11 @@ impl Bed {
 
     /// The manifest of a single image.
     pub(super) async fn image(&self, name: &ImageName) -> ImageManifest {
-        match self.manifest(name).await.parse().unwrap() {
-            Manifest::Image(image) => *image,
-            Manifest::Index(_) => panic!("{name} is an index"),
-        }
+        let image = match self.manifest(name).await.parse().unwrap() {
+            Manifest::Image(image) => Some(*image),
+            Manifest::Index(_) => None,
+        };
+        image.unwrap()
     }
 
     /// That everything in the cache is whole, and that nothing unfinished lies about.

@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     reason = "a test may end by panic as well as by error"
 )]
+#![expect(clippy::disallowed_methods, reason = "tests write plain files")]
 
 #[path = "../support/mod.rs"]
 mod support;

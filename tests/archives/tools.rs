@@ -51,7 +51,7 @@ async fn an_archive_of_skopeo_for_docker_has_the_layers_that_skopeo_sees() {
         .unwrap();
     let (images, stored) = bed.extract_file(&file).await;
     let wanted = name("localhost/team/app:1.2");
-    assert_eq!(images[0].names, [wanted.clone()]);
+    assert_eq!(images[0].names, std::slice::from_ref(&wanted));
     assert_eq!(images[0].digest.as_ref(), Some(&stored[0].digest));
     assert_plain_copy(&bed, &wanted, &image.manifests[0]).await;
     let seen = skopeo::layers(End::Local(&format!("docker-archive:{}", file.display()))).unwrap();

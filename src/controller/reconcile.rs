@@ -2,7 +2,7 @@
 //! status is handed to the writer. Nothing here waits for a copy or for a registry (operator rules K1, K18, G6).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -246,12 +246,18 @@ impl Context {
             name: target.name.clone(),
         };
         let concerned = lock(&self.book.claims).put(&claimant, prepared.places());
-        concerned.iter().for_each(|name| (self.look_again)(name));
+        self.look_again_at(&concerned);
     }
 
     fn unclaim(&self, name: &Name) {
         let concerned = lock(&self.book.claims).remove(name);
-        concerned.iter().for_each(|name| (self.look_again)(name));
+        self.look_again_at(&concerned);
+    }
+
+    fn look_again_at(&self, names: &BTreeSet<Name>) {
+        for name in names {
+            (self.look_again)(name);
+        }
     }
 
     /// Refuses a mirror that would write what an older one writes.

@@ -151,6 +151,13 @@ struct Bed {
 }
 
 fn bed() -> Bed {
+    let bed = bed_at_the_start();
+    bed.context.surveyed.cancel();
+    bed
+}
+
+/// Before the mirrors that there are have claimed what they write.
+fn bed_at_the_start() -> Bed {
     let (client, handle) = server();
     let engine = Endless::default();
     let runs_dropped = Arc::clone(&engine.dropped);
@@ -159,8 +166,6 @@ fn bed() -> Bed {
     let metrics = Metrics::default();
     let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
     let secrets = Arc::new(ClusterSecrets::new(client.clone()));
-    let surveyed = CancellationToken::new();
-    surveyed.cancel();
     let looked_again = Arc::<Mutex<Vec<Name>>>::default();
     let told = Arc::clone(&looked_again);
     let context = Arc::new(Context {
@@ -181,7 +186,7 @@ fn bed() -> Bed {
         sample: || 0.5,
         book: Book::default(),
         look_again: Arc::new(move |name| told.lock().unwrap().push(name.clone())),
-        surveyed,
+        surveyed: CancellationToken::new(),
     });
     Bed {
         context,
@@ -653,12 +658,19 @@ async fn the_younger_of_two_that_write_one_place_waits_until_the_older_is_gone()
         ("team", "the ImageMirror mirror"),
         ("other", "an ImageMirror of another namespace"),
     ] {
-        let mut bed = bed();
+        let mut bed = bed_at_the_start();
         let target = Target::of(&younger(namespace)).unwrap();
         let told = |bed: &Bed| bed.context.writer.current(&target).unwrap();
-        // Before the first look, as at a start.
-        bed.context.survey(&[Arc::new(object())]);
-        let action = look(&mut bed, younger(namespace), nobody).await.unwrap();
+        // Whichever is looked at first.
+        let context = Arc::clone(&bed.context);
+        let action = look(&mut bed, younger(namespace), async |_| {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            context.survey(&[Arc::new(object()), Arc::new(malformed())]);
+        })
+        .await
+        .unwrap();
         assert_eq!(action, Action::await_change());
         let refused = told(&bed);
         assert_eq!(

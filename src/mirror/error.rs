@@ -123,6 +123,9 @@ pub enum Error {
         #[source]
         source: Arc<archive::Error>,
     },
+    /// What an archive holds does not go with the spec.
+    #[error(transparent)]
+    OfArchive(Box<Self>),
     /// The run took longer than it may.
     #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
     RunTimedOut {
@@ -156,6 +159,7 @@ impl Error {
             | Self::ArchiveNotFound { .. }
             | Self::ArchivePathRefused { .. }
             | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
+            Self::OfArchive(error) => error.field(),
             Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
                 None
             }
@@ -170,15 +174,13 @@ impl Classified for Error {
             Self::InvalidSpec { .. }
             | Self::InvalidName { .. }
             | Self::DestinationConflict { .. } => Class::Config,
-            Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
-            // Nothing changes before somebody puts another file there.
-            Self::ArchivePathRefused { .. } => Class::Archive,
-            // What does not fit the spec may fit it when the file changes.
-            Self::Archive { source, .. } => match source.class() {
-                Class::Config => Class::Archive,
-                class => class,
-            },
-            Self::ArchiveNotFound { .. } => Class::NotFound,
+            Self::SecretNotFound { .. }
+            | Self::ServiceAccountNotFound { .. }
+            | Self::ArchiveNotFound { .. } => Class::NotFound,
+            // Nothing changes before somebody puts another file there, which may fit the spec.
+            Self::ArchivePathRefused { .. } | Self::OfArchive(_) => Class::Archive,
+            Self::Archive { source, .. } if source.class() == Class::Config => Class::Archive,
+            Self::Archive { source, .. } => source.class(),
             Self::ArchiveFolderMissing { .. } => Class::Policy,
             Self::ArchiveUnreadable { .. } => Class::Storage,
             // Another run goes on where this one stopped.
@@ -198,6 +200,7 @@ impl Classified for Error {
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
             Self::Archive { source, .. } => source.reason(),
+            Self::OfArchive(error) => error.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }

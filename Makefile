@@ -2,7 +2,7 @@
 # else, so what passes here passes there.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint deny controlplane crds clean
+.PHONY: help demo test lint deny controlplane cluster cluster-down crds image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -10,10 +10,8 @@ help: ## list the verbs
 demo: ## mirror an image in front of your eyes, from a bare machine; KEEP=1 leaves everything running
 	hack/demo.sh
 
-test: ## all tests, and before them what they need; as root missing packages are installed
-	hack/packages.sh
-	hack/controlplane.sh
-	cargo test --locked
+test: ## all tests, and before them what they need; those with pods, and missing packages, as root
+	hack/test.sh
 
 lint: ## formatting, clippy and documentation, without a warning
 	cargo fmt --check
@@ -30,11 +28,22 @@ deny: ## what we depend on: banned and doubled crates, licences, sources
 controlplane: ## build the Kubernetes programs that tests and demo run, and print where they are
 	@hack/controlplane.sh
 
+cluster: ## start a real cluster of one node, and print its kubeconfig; as root
+	@hack/cluster.sh up
+
+cluster-down: ## stop that cluster and remove every trace of it
+	@hack/cluster.sh down
+
+image: ## the container image, without a container engine, in target/image
+	hack/image.sh
+
 # In two steps, because a program that fails must not leave an empty file behind.
-crds: ## write crds/ anew from the types, and fail if that changes it
+crds: ## write crds/ and its reference in docs/ anew from the types, and fail if that changes them
 	cargo run --locked --quiet -- crd > crds/.imagemirrors.yaml || { rm -f crds/.imagemirrors.yaml; exit 1; }
 	mv crds/.imagemirrors.yaml crds/imagemirrors.yaml
-	git diff --exit-code crds
+	cargo run --locked --quiet -- crd --markdown > docs/.reference.md || { rm -f docs/.reference.md; exit 1; }
+	mv docs/.reference.md docs/reference.md
+	git diff --exit-code crds docs/reference.md
 
 clean: ## remove what cargo built; the Kubernetes programs stay in their cache
 	cargo clean

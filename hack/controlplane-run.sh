@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Usage: controlplane-run.sh FOLDER PROGRAMS [kube-controller-manager]
+# Usage: controlplane-run.sh FOLDER PROGRAMS [kube-controller-manager] [kube-scheduler]
 #
-# Runs etcd and kube-apiserver (and the controller manager, if named) from the folder PROGRAMS until it is told to stop
-# by SIGTERM, or until one of them ends, which is an error. Tests and the demo run it under guard.sh. In FOLDER appear:
+# Runs etcd and kube-apiserver (and what else is named) from the folder PROGRAMS until it is told to stop by SIGTERM, or
+# until one of them ends, which is an error. Tests run it under guard.sh, and cluster-inside.sh beside a node. In FOLDER
+# appear:
 #
 #   admin.kubeconfig   for a user who may do everything
 #   audit.log          one JSON event per request, without bodies
@@ -10,6 +11,7 @@
 #   *.log              of the programs
 #
 # Everything listens on loopback at ports that were free a moment ago; where another program was quicker, others are drawn.
+# With IMAGE_PUSHER_NODE_ADDRESS the API server listens at that address instead, and pods find it as the Service `kubernetes`.
 set -euo pipefail
 # shellcheck source=hack/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -20,7 +22,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 }
 folder=$(cd "$1" && pwd)
 programs=$(cd "$2" && pwd)
-readonly folder programs with=${3:-}
+readonly folder programs address=${IMAGE_PUSHER_NODE_ADDRESS:-127.0.0.1}
+shift 2
+readonly also=("$@")
 
 # Long, because a machine that compiles at the same time takes its time; measured are 3 to 5 s.
 readonly ready_seconds=120
@@ -29,7 +33,7 @@ readonly stop_seconds=15
 
 say() { printf 'control plane: %s\n' "$*"; }
 
-etcd_pid='' apiserver_pid='' manager_pid=''
+etcd_pid='' apiserver_pid='' also_pids=()
 
 # Stops one program and waits for it: its port and its files are in use until then.
 stop() {
@@ -46,7 +50,8 @@ stop() {
 
 # In reverse order, so that nothing complains about what it lost.
 stop_all() {
-  stop "$manager_pid"
+  local pid
+  for pid in "${also_pids[@]}"; do stop "$pid"; done
   stop "$apiserver_pid"
   stop "$etcd_pid"
 }
@@ -78,16 +83,19 @@ YAML
 }
 
 start_apiserver() {
+  local reconciler=lease
+  # A `kubernetes` Service is for pods, and its endpoint must not be a loopback address.
+  [[ $address != 127.* ]] || reconciler=none
   port=$(free_port)
   token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
   # In a file from the start, not on the command line, which every user of the machine can read.
   (umask 077 && printf '%s,admin,admin,system:masters\n' "$token" > "$folder/tokens.csv")
   mkdir -p "$folder/certificates"
-  # It makes its own certificate, and signs ServiceAccount tokens with the same key: no openssl is needed. There is no
-  # `kubernetes` Service to keep, whose endpoint must not be a loopback address.
+  # It makes its own certificate, and signs ServiceAccount tokens with the same key: no openssl is needed.
   "$programs/kube-apiserver" --etcd-servers "$etcd_url" \
-    --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --secure-port "$port" \
-    --cert-dir "$folder/certificates" --endpoint-reconciler-type none \
+    --bind-address "$address" --advertise-address "$address" --secure-port "$port" \
+    --cert-dir "$folder/certificates" --endpoint-reconciler-type "$reconciler" \
+    --kubelet-preferred-address-types InternalIP \
     --service-account-issuer https://kubernetes.default.svc \
     --service-account-key-file "$folder/certificates/apiserver.key" \
     --service-account-signing-key-file "$folder/certificates/apiserver.key" \
@@ -104,21 +112,26 @@ write_kubeconfig() {
   (umask 077 && cat > "$folder/admin.kubeconfig") << YAML
 apiVersion: v1
 kind: Config
-clusters: [{name: test, cluster: {server: "https://127.0.0.1:$port", certificate-authority-data: "$authority"}}]
+clusters: [{name: test, cluster: {server: "https://$address:$port", certificate-authority-data: "$authority"}}]
 users: [{name: admin, user: {token: "$token"}}]
 contexts: [{name: admin, context: {cluster: test, user: admin}}]
 current-context: admin
 YAML
 }
 
-start_manager() {
-  # Without it there are no default ServiceAccounts, no garbage collection, no Jobs, and namespaces are never gone.
+# Without it there are no default ServiceAccounts, no garbage collection, no Jobs, and namespaces are never gone.
+start_kube-controller-manager() {
   "$programs/kube-controller-manager" --kubeconfig "$folder/admin.kubeconfig" --leader-elect=false \
     --bind-address 127.0.0.1 --secure-port "$(free_port)" --cert-dir "$folder/certificates" \
     --service-account-private-key-file "$folder/certificates/apiserver.key" \
     --root-ca-file "$folder/certificates/apiserver.crt" --use-service-account-credentials=true \
     > "$folder/kube-controller-manager.log" 2>&1 &
-  manager_pid=$!
+}
+
+start_kube-scheduler() {
+  "$programs/kube-scheduler" --kubeconfig "$folder/admin.kubeconfig" --leader-elect=false \
+    --bind-address 127.0.0.1 --secure-port "$(free_port)" --cert-dir "$folder/certificates" \
+    > "$folder/kube-scheduler.log" 2>&1 &
 }
 
 apiserver_is_ready() {
@@ -166,8 +179,11 @@ for attempt in 1 2 3; do
   ((attempt < 3)) || exit 1
   stop_all
 done
-[[ $with != kube-controller-manager ]] || start_manager
-say "ready at https://127.0.0.1:$port after $SECONDS s"
+for program in "${also[@]}"; do
+  "start_$program"
+  also_pids+=("$!")
+done
+say "ready at https://$address:$port after $SECONDS s"
 touch "$folder/ready"
 
 # Returns with the first that ends; the trap ends the wait when it was us who were asked.

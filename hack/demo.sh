@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Usage: demo.sh                  (KEEP=1 leaves everything running afterwards)
 #
-# Mirrors an image in front of your eyes, from a bare machine: a Kubernetes control plane, two registries and an image
-# are made on the spot, the operator runs under its shipped Role, and an ImageMirror is applied and watched until it is
-# Ready. Then skopeo, which is not ours, compares both sides. Everything stays on loopback and in one temporary folder.
+# Mirrors an image in front of your eyes, from a bare machine: a Kubernetes cluster, two registries and an image are made
+# on the spot, the operator is installed from its shipped manifests, and an ImageMirror is applied and watched until it is
+# Ready. Then skopeo, which is not ours, compares both sides. Everything stays on this machine, in one temporary folder.
+#
+# A node needs Linux and root. Everybody else gets a control plane, and the operator as a process under its shipped Role.
 set -euo pipefail
 
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,6 +22,10 @@ readonly layer_mebibytes=16
 work=$(mktemp -d "${TMPDIR:-/tmp}/image-pusher-demo-XXXXXX")
 readonly work
 guards=() pipes=() failed=''
+
+with_node=''
+[[ $(uname -s) != Linux || $EUID -ne 0 ]] || with_node=yes
+readonly with_node
 
 bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
 [[ -t 1 ]] || bold='' green='' red='' plain=''
@@ -97,21 +103,38 @@ wait_until() {
   done
 }
 
-kubectl() { "$programs/kubectl" --kubeconfig "$work/control-plane/admin.kubeconfig" "$@"; }
+kubectl() { "$programs/kubectl" --kubeconfig "$kubeconfig" "$@"; }
+
+# Where cargo puts the program, which its configuration and its variables decide.
+built_program() {
+  cargo build --locked --quiet --bin docker-image-pusher --message-format json \
+    | sed -n 's/.*"executable":"\([^"]*\/docker-image-pusher\)".*/\1/p' | tail -n 1
+}
 
 build() {
-  "$hack/packages.sh"
+  local node=() parts=(etcd kube-apiserver kubectl)
+  [[ -z $with_node ]] || node=(node) parts+=(kube-controller-manager kube-scheduler kubelet kube-proxy)
+  "$hack/packages.sh" "${node[@]}"
   command -v cargo > /dev/null || fail "there is no cargo on the PATH: see rust-toolchain.toml for the version that is needed"
-  programs=$("$hack/controlplane.sh" etcd kube-apiserver kubectl)
+  programs=$("$hack/controlplane.sh" "${parts[@]}")
   # Not --release: optimising all of it takes three minutes more on a bare machine, and the tests can use what this builds.
   # The parts that touch every byte are optimised in this profile too.
   (cd "$project" && cargo build --locked)
-  program=${CARGO_TARGET_DIR:-$project/target}/debug/docker-image-pusher
+  program=$(cd "$project" && built_program)
+  [[ -z $with_node ]] || "$hack/image.sh" "$work/image.tar" "$program"
 }
 
-start_control_plane() {
-  guarded control-plane "$hack/controlplane-run.sh" "$work/control-plane" "$programs"
-  wait_until control-plane 120 test -e "$work/control-plane/ready"
+# Sets `kubeconfig`, and `address`, at which the operator reaches the registries: pods have a loopback of their own.
+start_kubernetes() {
+  if [[ -n $with_node ]]; then
+    guarded kubernetes "$hack/cluster-run.sh" "$work/kubernetes" "$programs"
+  else
+    guarded kubernetes "$hack/controlplane-run.sh" "$work/kubernetes" "$programs"
+  fi
+  wait_until kubernetes 200 test -e "$work/kubernetes/ready"
+  kubeconfig=$work/kubernetes/admin.kubeconfig
+  address=127.0.0.1
+  [[ -z $with_node ]] || address=$(cat "$work/kubernetes/host-address")
 }
 
 # registry NAME AUTH: AUTH is a section of its configuration. Its address is in its log, because it picks the port.
@@ -122,14 +145,14 @@ start_registry() {
 version: 0.1
 log: {level: info, formatter: text}
 storage: {filesystem: {rootdirectory: $work/$name/data}, delete: {enabled: true}}
-http: {addr: "127.0.0.1:0"}
+http: {addr: "$address:0"}
 $auth
 YAML
   guarded "$name" docker-registry serve "$work/$name/config.yml"
   wait_until "$name" 30 grep -qs 'listening on' "$work/$name/log"
 }
 
-address_of() { sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\)".*/\1/p' "$work/$1/log" | head -n 1; }
+address_of() { sed -n 's/.*listening on \([0-9.]*:[0-9]*\)".*/\1/p' "$work/$1/log" | head -n 1; }
 
 start_registries() {
   start_registry source ''
@@ -191,7 +214,7 @@ make_image() {
   rm -r "$work/image"
 }
 
-install_operator() {
+apply_manifests() {
   # The folder is one for kustomize as well, so its files are named.
   kubectl apply --server-side -f "$project/crds/imagemirrors.yaml"
   kubectl wait --for=condition=Established --timeout=60s crd/imagemirrors.imagepusher.io
@@ -217,7 +240,7 @@ is_ready() {
   [[ $answer == *' 200 '* ]]
 } 2> /dev/null
 
-start_operator() {
+start_operator_process() {
   metrics_port=$(free_port)
   mkdir -p "$work/operator/home"
   write_operator_kubeconfig "$work/operator/kubeconfig"
@@ -226,6 +249,39 @@ start_operator() {
     KUBECONFIG="$work/operator/kubeconfig" POD_NAMESPACE="$operator_namespace" \
     "$program" controller --cache-dir "$work/operator/cache" --metrics-addr "127.0.0.1:$metrics_port"
   wait_until operator 60 is_ready "$metrics_port"
+}
+
+# The node has nothing to pull the image from.
+load_image() {
+  ctr --address "$work/kubernetes/containerd.sock" --namespace k8s.io images import "$work/image.tar"
+  rm "$work/image.tar"
+}
+
+wait_for_operator_pod() {
+  kubectl rollout status "deployment/$operator_account" --namespace "$operator_namespace" --timeout=90s || {
+    kubectl describe pods --namespace "$operator_namespace" >&2
+    fail "the operator's pod did not become ready; the above says why"
+  }
+  kubectl get pods,pvc --namespace "$operator_namespace"
+}
+
+install_operator() {
+  if [[ -n $with_node ]]; then
+    load_image
+    apply_manifests
+    wait_for_operator_pod
+  else
+    apply_manifests
+    start_operator_process
+  fi
+}
+
+operator_log() {
+  if [[ -n $with_node ]]; then
+    kubectl logs "deployment/$operator_account" --namespace "$operator_namespace"
+  else
+    cat "$work/operator/log"
+  fi
 }
 
 apply_mirror() {
@@ -259,7 +315,7 @@ watch_mirror() {
   local watch result=0
   (
     let_go_of_pipes
-    exec "$programs/kubectl" --kubeconfig "$work/control-plane/admin.kubeconfig" \
+    exec "$programs/kubectl" --kubeconfig "$kubeconfig" \
       get imir app --namespace "$namespace" --watch
   ) &
   watch=$!
@@ -277,7 +333,7 @@ explain_and_fail() {
     kubectl get imir app --namespace "$namespace" -o yaml
     kubectl get events --namespace "$namespace"
     echo "The end of the operator's log:"
-    tail -n 40 "$work/operator/log"
+    operator_log | tail -n 40
   } >&2
   fail "the ImageMirror did not become Ready; the above says why"
 }
@@ -298,6 +354,16 @@ compare() {
   digest=sha256:$destination
 }
 
+how_to_look_at_the_operator() {
+  if [[ -n $with_node ]]; then
+    echo "  kubectl logs -f -n $operator_namespace deployment/$operator_account"
+    echo "  kubectl port-forward -n $operator_namespace deployment/$operator_account 8080   # http://127.0.0.1:8080/metrics"
+  else
+    echo "  tail -f $work/operator/log"
+    echo "  http://127.0.0.1:$metrics_port/metrics"
+  fi
+}
+
 keep_running() {
   # Holds the pipes in our place; once its sleep ends, it does what we would have done.
   (
@@ -314,13 +380,12 @@ keep_running() {
   cat << TEXT
 
 Everything keeps running. To use it:
-  export KUBECONFIG=$work/control-plane/admin.kubeconfig
+  export KUBECONFIG=$kubeconfig
   alias kubectl=$programs/kubectl
   kubectl get imir -A -o wide; kubectl describe imir -n $namespace app
   skopeo copy --dest-tls-verify=false docker-archive:your.tar docker://$source_registry/demo/app:1.0   # the open registry
   skopeo list-tags --tls-verify=false --creds $user:$password docker://$destination_registry/mirror/demo/app
-  tail -f $work/operator/log
-  http://127.0.0.1:$metrics_port/metrics
+$(how_to_look_at_the_operator)
 To stop and remove it:
   kill $holder
 TEXT
@@ -332,13 +397,16 @@ main() {
   step "what is needed: packages, Kubernetes $(sed -n 's/^readonly kubernetes_version=//p' "$hack/controlplane.sh"), our program"
   build
   built=$SECONDS
-  step "a control plane, two registries (the destination with a login), and an image of two platforms"
-  start_control_plane
+  if [[ -n $with_node ]]; then
+    step "a cluster of one node, two registries (the destination with a login), and an image of two platforms"
+  else
+    step "a control plane (a node needs root), two registries (the destination with a login), and an image of two platforms"
+  fi
+  start_kubernetes
   start_registries
   make_image
-  step "the CRD, the operator's Role, and the operator under exactly that Role"
+  step "the shipped manifests: the CRD, the Role, and the operator under exactly that Role"
   install_operator
-  start_operator
   started=$SECONDS
   step "an ImageMirror"
   apply_mirror

@@ -1,20 +1,37 @@
 #!/usr/bin/env bash
-# Usage: packages.sh
+# Usage: packages.sh [node]
 #
-# Makes sure of the programs that tests and the demo run and that Debian packages. Root gets them installed; everybody
-# else is told what to install. A service that comes with a package is neither started nor enabled.
+# Makes sure of the programs that tests and the demo run and that Debian packages; with `node`, also of those that a
+# Kubernetes node runs. Root gets them installed; everybody else is told what to install. A service that comes with a
+# package is neither started nor enabled.
 set -euo pipefail
 
-# program:package
-readonly needed=(docker-registry:docker-registry skopeo:skopeo htpasswd:apache2-utils cc:gcc)
-readonly policy=/usr/sbin/policy-rc.d
+# program:package, or a library that cc links statically, which a compiler may come without
+needed=(docker-registry:docker-registry skopeo:skopeo podman:podman htpasswd:apache2-utils nginx:nginx-light
+  tinyproxy:tinyproxy-bin cc:gcc libc.a:libc6-dev /etc/ssl/certs/ca-certificates.crt:ca-certificates)
+# ip, unshare and mount are on every Debian machine, but not in every image of one. busybox is what examples/ run.
+readonly needed_by_a_node=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins
+  iptables:iptables ip:iproute2 unshare:util-linux mount:mount busybox:busybox-static)
+[[ ${1:-} != node ]] || needed+=("${needed_by_a_node[@]}")
+readonly needed policy=/usr/sbin/policy-rc.d
 
 say() { printf 'packages: %s\n' "$*" >&2; }
+
+is_there() {
+  case $1 in
+    # Where it finds none, it prints the name as it is.
+    *.a) [[ $(cc -print-file-name="$1" 2> /dev/null) == /* ]] ;;
+    *.crt) [[ -s $1 ]] ;;
+    # There is a package with a dynamic one, too, which does not run in an image of its own.
+    busybox) command -v "$1" > /dev/null && ! readelf --program-headers --wide "$(command -v "$1")" | grep -q INTERP ;;
+    *) command -v "$1" > /dev/null ;;
+  esac
+}
 
 missing_packages() {
   local pair
   for pair in "${needed[@]}"; do
-    command -v "${pair%%:*}" > /dev/null || echo "${pair##*:}"
+    is_there "${pair%%:*}" || echo "${pair##*:}"
   done
 }
 
@@ -26,7 +43,7 @@ forbid_services() {
   trap 'rm -f "$policy"' EXIT
 }
 
-# The registry's package enables a registry at port 5000 for the next boot.
+# The packages of the registry, of nginx and of containerd enable a service for the next boot.
 disable_service() {
   if command -v systemctl > /dev/null && [[ -d /run/systemd/system ]]; then
     systemctl disable --now "$1" >&2
@@ -51,7 +68,10 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update --quiet=2 >&2
 apt-get install --yes --quiet=2 --no-install-recommends "${missing[@]}" >&2
 for package in "${missing[@]}"; do
-  [[ $package != docker-registry ]] || disable_service docker-registry
+  case $package in
+    docker-registry | containerd) disable_service "$package" ;;
+    nginx-light) disable_service nginx ;;
+  esac
 done
 
 mapfile -t missing < <(missing_packages)

@@ -10,6 +10,7 @@
 //! | [`output`] | progress, messages, figures |
 //! | [`cache`] | images on disk: verified blobs, references, index, locks |
 //! | [`registry`] | the distribution protocol: login, retries, manifests, blobs, tags |
+//! | [`archive`] | image archives: read without being unpacked, checked, brought into the cache |
 //! | [`transfer`] | runs: look up, fetch once, send to every destination, tag last |
 //! | [`api`] | the `ImageMirror` resource: types, rules, conditions |
 //! | [`mirror`] | from a resource to a run: validation, templates, credentials |
@@ -17,6 +18,7 @@
 //! | [`cli`] | commands, options, renderers |
 
 pub mod api;
+pub mod archive;
 pub mod cache;
 pub mod cli;
 pub mod controller;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use docker_image_pusher::{cache, cli, controller, image, mirror, registry, transfer};
+use docker_image_pusher::{archive, cache, cli, controller, image, mirror, registry, transfer};
 use strum::VariantNames;
 
 /// Reasons that are no errors, or errors that pass on another one's name.
-const OF_A_COURSE: [&str; 4] = [
+const OF_A_COURSE: [&str; 6] = [
+    "Cancelled",
+    "Suspended",
     "Succeeded",
     "Progressing",
     "ProgressingWithRetry",
@@ -15,15 +17,18 @@ const OF_A_COURSE: [&str; 4] = [
 /// Troubles of a mirror that only the operator has.
 const OF_THE_OPERATOR: [&str; 1] = ["ApiServerUnavailable"];
 /// Variants that only say where an error of another room happened, and show its reason.
-const WRAPPERS: [&str; 13] = [
+const WRAPPERS: [&str; 16] = [
     "Access",
     "AccessInvalid",
+    "Archive",
     "Cache",
     "Controller",
     "CredentialsUnreadable",
+    "Extract",
     "InvalidName",
     "Manifest",
     "ManifestUnusable",
+    "OfArchive",
     "Pull",
     "Push",
     "SecretUnreadable",
@@ -36,6 +41,7 @@ fn reasons_of_the_program() -> BTreeSet<&'static str> {
         image::Error::VARIANTS,
         registry::Error::VARIANTS,
         cache::Error::VARIANTS,
+        archive::Error::VARIANTS,
         transfer::Error::VARIANTS,
         mirror::Error::VARIANTS,
         controller::Error::VARIANTS,

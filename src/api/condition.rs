@@ -120,7 +120,13 @@ pub(crate) mod check {
             ),
             ("FAIL0008", end && old_condition && ready_true),
             ("FAIL0009", end && ready_true && mixed),
-            ("FAIL0011", is(READY, "Unknown") && !is(RECONCILING, "True")),
+            (
+                "FAIL0011",
+                // A mirror that was suspended before it ever ran waits for somebody, not for us.
+                is(READY, "Unknown")
+                    && !is(RECONCILING, "True")
+                    && get(READY).is_some_and(|found| found.reason != "Suspended"),
+            ),
             ("WARN0001", end && ready_true && (reconciling || stalled)),
             ("WARN0003", reconciling && !is(RECONCILING, "True")),
             ("WARN0004", stalled && !is(STALLED, "True")),

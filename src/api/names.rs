@@ -26,3 +26,12 @@ pub struct ImageTag(#[schemars(length(min = 1, max = 128))] pub String);
     "message": "must be [tag@]sha256:<64 hex digits> or [tag@]sha512:<128 hex digits>"
 }]))]
 pub struct PinnedDigest(#[schemars(length(min = 1, max = 264))] pub String);
+
+/// A file below a folder: relative, without `..`.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(transparent)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!self.startsWith('/') && !self.split('/').exists(part, part in ['', '.', '..'])",
+    "message": "path must be relative and without empty, . and .. segments"
+}]))]
+pub struct ArchivePath(#[schemars(length(min = 1, max = 512))] pub String);

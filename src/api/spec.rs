@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    names::{ImageTag, PinnedDigest},
+    names::{ArchivePath, ImageTag, PinnedDigest},
     status::ImageMirrorStatus,
 };
 
@@ -46,14 +46,15 @@ const DEFAULT_RETRY_ATTEMPTS: i32 = 3;
     status = "ImageMirrorStatus",
     shortname = "imir",
     category = "imagepusher",
-    doc = "ImageMirror copies container images from one registry to others, byte for byte, and keeps them up to date.",
+    doc = "ImageMirror copies container images from a registry, an archive or the cache to registries, byte for byte, and keeps them up to date.",
     derive = "PartialEq",
+    selectable = ".spec.suspend",
     selectable = ".spec.source.registry.repository",
     selectable = ".status.ready",
     printcolumn(
         name = "Source",
         type_ = "string",
-        json_path = ".spec.source.registry.repository",
+        json_path = ".spec.source['registry','archive','cache']['repository','path']",
         description = "where images come from"
     ),
     printcolumn(
@@ -109,6 +110,15 @@ pub struct ImageMirrorSpec {
     #[schemars(length(max = 32))]
     #[x_kube(validation = Rule::new(r"self.matches('^([0-9]{1,6}(\\.[0-9]{1,6})?(ms|s|m|h))+$') && duration(self) >= duration('1m')").message("must be a duration of at least 1m, for example 30m, 1h or 1h30m"))]
     pub interval: Option<String>,
+    /// How long one run may take, for example 90s, 30m or 6h. What was copied until then stays, and the rest is tried again.
+    /// Default: 6h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = Rule::new(r"self.matches('^([0-9]{1,6}(\\.[0-9]{1,6})?(ms|s|m|h))+$') && duration(self) >= duration('1s')").message("must be a duration such as 90s, 30m or 6h"))]
+    pub timeout: Option<String>,
+    /// Starts no new run while true; a running copy finishes. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
     /// How images travel. Each of its fields has a default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
@@ -119,16 +129,27 @@ impl ImageMirrorSpec {
     pub fn transfer(&self) -> Transfer {
         self.transfer.clone().unwrap_or_default()
     }
+
+    /// Whether no new run may start.
+    pub fn is_suspended(&self) -> bool {
+        self.suspend.unwrap_or_default()
+    }
 }
 
 /// Where images come from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.registry)").message("registry must be set"))]
+#[x_kube(validation = Rule::new("[has(self.registry), has(self.archive), has(self.cache)].exists_one(x, x)").message("exactly one of registry, archive and cache must be set"))]
 pub struct Source {
     /// Images of one repository of a registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<RegistrySource>,
+    /// Images of an archive: what docker save, podman save, skopeo or buildx wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveSource>,
+    /// One image that another mirror of this namespace brought into the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSource>,
 }
 
 /// Images of one repository of a registry.
@@ -153,6 +174,56 @@ pub struct RegistrySource {
     // Never an `x_kube` here: it would land on another property (CRD finding F1).
     #[serde(flatten)]
     pub access: Access,
+}
+
+/// Images of an archive.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveSource {
+    /// The file, relative to the folder of this namespace on the volume for archives; at most 512 characters. A docker save
+    /// or OCI archive, plain or compressed with gzip or zstd. It is read once it stood still for 10 s, and looked at again
+    /// after each interval, or after 5 minutes without one. Required.
+    pub path: ArchivePath,
+    /// Which of its images, at most 100. Default: all that have a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub images: Vec<ArchiveImage>,
+}
+
+/// One image of an archive.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.name) != has(self.index)").message("exactly one of name and index must be set"))]
+pub struct ArchiveImage {
+    /// The image's name as the archive has it, for example app:1.2; at most 384 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 384))]
+    pub name: Option<String>,
+    /// The image's position in the archive, from 0: for images that have no name there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub index: Option<i32>,
+    /// The name it goes by from here on, as [host/]repository:tag; at most 384 characters. A name without host counts as
+    /// docker.io. Default: the name in the archive.
+    #[serde(default, rename = "as", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 384))]
+    #[x_kube(validation = Rule::new(r"self.matches('^([A-Za-z0-9.-]+(:[0-9]{1,5})?/)?[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*)*:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$')").message("must be [host/]repository:tag, for example team/app:1.2"))]
+    pub known_as: Option<String>,
+}
+
+/// One image of the cache.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheSource {
+    /// The repository as host[:port]/path, as the mirror that brought it into the cache names it; an archive's image without
+    /// host is found under docker.io. At most 255 characters. Required.
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new(r"self.matches('^(localhost(:[0-9]{1,5})?|[A-Za-z0-9-]+(\\.[A-Za-z0-9-]+)+(:[0-9]{1,5})?|[A-Za-z0-9-]+:[0-9]{1,5}|\\[[0-9A-Fa-f:.]+\\](:[0-9]{1,5})?)(/[a-z0-9]+((\\.|_|__|-+)[a-z0-9]+)*)+$')").message("must be host[:port]/path without scheme, tag or digest, for example docker.io/library/nginx"))]
+    pub repository: String,
+    /// Tag or digest, at most 135 characters. Required.
+    #[schemars(length(min = 1, max = 135))]
+    #[x_kube(validation = Rule::new(r"self.matches('^([A-Za-z0-9_][A-Za-z0-9._-]{0,127}|sha256:[a-f0-9]{64}|sha512:[a-f0-9]{128})$')").message("must be a tag or a digest"))]
+    pub reference: String,
 }
 
 /// One place that images go to.
@@ -193,11 +264,24 @@ fn default_tag() -> String {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!(has(self.insecure) && self.insecure && has(self.skipTLSVerify) && self.skipTLSVerify)").message("insecure means plain http, skipTLSVerify cannot apply: set one of them"))]
+#[x_kube(validation = Rule::new("!(has(self.secretRef) && has(self.serviceAccountName))").message("secretRef and serviceAccountName both name a login: set one of them"))]
 pub struct Access {
     /// Secret of the same namespace with the login: type kubernetes.io/dockerconfigjson, kubernetes.io/basic-auth, or
     /// Opaque with username and password, or with token. Without it the registry is asked anonymously.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretReference>,
+    /// ServiceAccount of the same namespace whose imagePullSecrets hold the login, at most 253 characters; a registry that
+    /// none of them names is asked anonymously.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+    )]
+    pub service_account_name: Option<String>,
+    /// Secret of the same namespace with address (URL of a proxy, http or https) and, where it asks for them, username and
+    /// password; noProxy may list hosts that are reached without it. Without this field the proxy of the operator's environment is used, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_secret_ref: Option<SecretReference>,
     /// Secret of the same namespace with ca.crt (certificate authorities to trust besides the system's) and, for client
     /// certificates, tls.crt and tls.key; type Opaque or kubernetes.io/tls.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,6 +31,19 @@ pub struct ImageMirrorStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+    /// Names the copies that this status speaks of: an edit that asks for the same ones keeps it. Absent while the spec is
+    /// wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub run_key: Option<String>,
+    /// The value of the annotation requestedAt that was acted upon last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub last_handled_reconcile_at: Option<String>,
+    /// The value of the annotation cancel that was acted upon last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub last_handled_cancel_at: Option<String>,
     /// When the last run ended, whatever its outcome.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sync_time: Option<Time>,
@@ -65,6 +78,10 @@ pub struct ImageMirrorStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub destinations: Vec<DestinationStatus>,
+    /// ConfigMaps of the same namespace that hold the whole report of the last run, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub report_ref: Vec<ReportReference>,
 }
 
 const fn nothing_observed() -> i64 {
@@ -76,6 +93,9 @@ impl Default for ImageMirrorStatus {
         Self {
             observed_generation: NOTHING_OBSERVED,
             conditions: Vec::new(),
+            run_key: None,
+            last_handled_reconcile_at: None,
+            last_handled_cancel_at: None,
             last_sync_time: None,
             last_successful_sync_time: None,
             next_sync_time: None,
@@ -86,6 +106,7 @@ impl Default for ImageMirrorStatus {
             images: Vec::new(),
             failures: Vec::new(),
             destinations: Vec::new(),
+            report_ref: Vec::new(),
         }
     }
 }
@@ -188,4 +209,13 @@ pub struct DestinationStatus {
     /// Images it has, of all images, for example 12/14.
     #[schemars(length(max = 32))]
     pub synced: String,
+}
+
+/// Names a ConfigMap of the same namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReportReference {
+    /// Name of the ConfigMap; its key report.json holds a part of the report.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }

@@ -9,8 +9,8 @@ use crate::{image::Descriptor, output::ByteSize};
 
 use super::{
     Cache,
-    disk::{FreeSpace, blocking, open_regular},
-    error::{Error, Result},
+    disk::{blocking, open_regular, require_space},
+    error::Result,
     lock::LockName,
     writer::BlobWriter,
 };
@@ -68,18 +68,7 @@ impl Cache {
                     ByteSize(descriptor.size)
                 ));
             }
-            // Better now than after the download of half a layer.
-            let partial = shared.layout.partial(&descriptor.digest);
-            let free = FreeSpace::of(&partial);
-            if matches!(free, FreeSpace::Bytes(bytes) | FreeSpace::NoInodes(bytes) if bytes < descriptor.size)
-            {
-                return Err(Error::CacheFull {
-                    operation: "write",
-                    path: partial,
-                    needed: descriptor.size,
-                    free,
-                });
-            }
+            require_space(&shared.layout.partial(&descriptor.digest), descriptor.size)?;
             shared.barrier.prepare(&shared.layout)?;
             BlobWriter::create(descriptor, shared, lock, store).map(Claim::Fetch)
         })

@@ -8,6 +8,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{fs::OFlags, io::Errno};
@@ -113,7 +114,7 @@ pub(super) fn make_folder(path: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Temporary {
     path: PathBuf,
-    named: bool,
+    named: AtomicBool,
 }
 
 impl Temporary {
@@ -133,25 +134,37 @@ impl Temporary {
     pub(super) fn create(folder: &Path) -> Result<(File, Self)> {
         loop {
             let path = folder.join(format!("{TEMPORARY_PREFIX}{:016x}", fastrand::u64(..)));
-            match File::create_new(&path) {
-                Ok(file) => return Ok((file, Self { path, named: false })),
+            match Self::create_at(path.clone()) {
+                Ok(created) => return Ok(created),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(Error::writing("create", &path, 0, error)),
             }
         }
     }
 
+    /// A new, empty file at a place of the caller's choice.
+    pub(super) fn create_at(path: PathBuf) -> io::Result<(File, Self)> {
+        let file = File::create_new(&path)?;
+        let named = AtomicBool::new(false);
+        Ok((file, Self { path, named }))
+    }
+
+    /// Where the file is until it has its name.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the file its name, in place of what had it before.
-    pub(super) fn rename(mut self, target: &Path) -> io::Result<()> {
+    pub(super) fn rename(&self, target: &Path) -> io::Result<()> {
         fs::rename(&self.path, target)?;
-        self.named = true;
+        self.named.store(true, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.named {
+        if !self.named.load(Ordering::Relaxed) {
             remove_leftover(&self.path);
         }
     }
@@ -256,5 +269,21 @@ impl fmt::Display for FreeSpace {
             ),
             Self::Unknown => formatter.write_str("how much is free is unknown"),
         }
+    }
+}
+
+/// Fails if the volume of `path` has fewer bytes left: better now than after half of them.
+pub(super) fn require_space(path: &Path, needed: u64) -> Result<()> {
+    let free = FreeSpace::of(path);
+    match free {
+        FreeSpace::Bytes(bytes) | FreeSpace::NoInodes(bytes) if bytes < needed => {
+            Err(Error::CacheFull {
+                operation: "write",
+                path: path.to_owned(),
+                needed,
+                free,
+            })
+        }
+        FreeSpace::Bytes(_) | FreeSpace::NoInodes(_) | FreeSpace::Unknown => Ok(()),
     }
 }

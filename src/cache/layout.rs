@@ -6,7 +6,9 @@
 //! manifests/{repository}/sha256:{hex}      children of an index, and images asked for by digest
 //! blobs/sha256/{hex}, blobs/sha512/{hex}   complete and verified
 //! blobs/.partial/{digest}                  on its way
+//! blobs/.partial/{run}, {run}-{n}          entries of an archive, on their way
 //! .locks/                                  never deleted
+//! .state/archives/                         which archives were extracted; never trusted for existence
 //! index.json                               a projection of the above
 //! ```
 //!
@@ -74,6 +76,12 @@ impl Layout {
 
     pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
         self.partials().join(digest.to_string())
+    }
+
+    /// What is known about an archive at a path that has this digest.
+    pub(super) fn extraction(&self, path: &Digest) -> PathBuf {
+        self.root
+            .join(format!(".state/archives/{}.json", path.hex()))
     }
 
     pub(super) fn locks(&self) -> PathBuf {

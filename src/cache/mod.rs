@@ -13,8 +13,10 @@ mod clean;
 mod disk;
 mod entry;
 mod error;
+mod extractions;
 #[cfg(test)]
 mod faults;
+mod import;
 mod index;
 mod layout;
 mod list;
@@ -49,9 +51,11 @@ pub use clean::{CleanReport, CleanRequest};
 pub use disk::FreeSpace;
 pub use entry::{CacheEntry, CachedBlob};
 pub use error::{Error, Result};
+pub use extractions::{ExtractedImage, FileIdentity, ManifestTree};
+pub use import::{HashedBlob, Import, Spool, UnnamedBlob};
 pub use list::ListedImage;
 pub use lock::StoreGuard;
-pub use store::StoredImage;
+pub use store::{ARCHIVE_ORIGIN, StoredImage};
 pub use writer::BlobWriter;
 
 /// A cache folder. Clones share their state; several processes may use one folder at a time.

@@ -20,6 +20,10 @@ use super::{
     manifests::{Stored, find_manifest, make_repository, move_aside, write_by_digest, write_tag},
 };
 
+/// How the origin of an image begins that came from an archive: the rest is the archive's name. Registries have addresses
+/// with a scheme.
+pub const ARCHIVE_ORIGIN: &str = "archive ";
+
 /// An image whose blobs are in the cache.
 #[derive(Debug, Clone)]
 pub struct StoredImage {
@@ -27,7 +31,7 @@ pub struct StoredImage {
     pub repository: Repository,
     /// The tag or digest it was asked for by.
     pub reference: Reference,
-    /// Address of the registry it came from.
+    /// Address of the registry it came from; for an archive [`ARCHIVE_ORIGIN`] and its name.
     pub registry: String,
     /// The manifest or index the reference stands for.
     pub root: RawManifest,
@@ -166,8 +170,13 @@ impl Cache {
             )
             .await?
             .and_then(|entry| entry.registry);
+        // The next build of an image comes in another file: one archive after the other is the usual thing.
+        let are_archives = |former: &str| {
+            former.starts_with(ARCHIVE_ORIGIN) && image.registry.starts_with(ARCHIVE_ORIGIN)
+        };
         if let Some(former) = former
             && former != image.registry
+            && !are_archives(&former)
         {
             self.output.warning(format!(
                 "the cached image {} came from {former}; it is replaced by the one from {}",
@@ -405,6 +414,22 @@ mod tests {
                 .count("app:1 came from http://localhost:5000"),
             1
         );
+        for archive in ["archive a.tar", "archive b.tar"] {
+            let mut other = stored("app", "1", &root);
+            other.registry = archive.to_owned();
+            fixture.cache.store_image(other).await.unwrap();
+        }
+        assert_eq!(
+            fixture
+                .messages
+                .count("replaced by the one from archive a.tar"),
+            1
+        );
+        assert_eq!(fixture.messages.all().len(), 2);
+        let mut other = stored("app", "1", &root);
+        other.registry = "https://quay.io".to_owned();
+        fixture.cache.store_image(other).await.unwrap();
+        assert_eq!(fixture.messages.count("came from archive b.tar"), 1);
         let origin = fixture.reopened();
         let origin = origin
             .origin(&"app".parse().unwrap(), &"1".parse().unwrap())

@@ -2,18 +2,20 @@
 
 use std::{
     io::{ErrorKind, Read},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use secrecy::SecretString;
 
 use crate::{
     image::{Host, RepositoryPath},
+    mirror::Logins,
     output::OutputManager,
     registry::{ClientOptions, Credential, DockerConfig, Endpoint, RegistryClient},
 };
 
 use super::{
+    certificates::Certificates,
     error::Usage,
     options::{PasswordOptions, RegistryOptions},
 };
@@ -32,14 +34,11 @@ pub(super) fn client(
 ) -> Result<RegistryClient> {
     let endpoint = endpoint(options)?;
     let credential = credential(options, &endpoint, output)?;
-    let ca_certificates = options
-        .ca_file
-        .iter()
-        .map(|path| read_file(path, "--ca-file"))
-        .collect::<Result<_>>()?;
+    let certificates = Certificates::for_registry(&options.certificates, &endpoint, output)?;
     let client_options = ClientOptions {
         credential,
-        ca_certificates,
+        ca_certificates: certificates.authorities,
+        client_identity: certificates.identity,
         skip_tls_verify: options.skip_tls,
         retry_attempts,
         ..ClientOptions::default()
@@ -109,38 +108,73 @@ fn password(options: &PasswordOptions) -> Result<Option<SecretString>> {
     Ok(Some(password.into()))
 }
 
-/// The first login file that knows the registry wins. Files at their usual places need not exist; one that is named must.
+/// The first login file that knows the registry wins.
 fn from_login_files(
     host: &Host,
     repository: &RepositoryPath,
     output: &OutputManager,
 ) -> Result<Credential> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let named = variable(AUTH_FILE_VARIABLE);
-    for path in named.iter().cloned().chain(usual_login_files(variable)) {
-        let content = match std::fs::read(&path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == ErrorKind::NotFound && Some(&path) != named.as_ref() => {
-                continue;
-            }
-            Err(source) => {
-                return Err(Usage::LoginFileUnreadable { path, source });
-            }
-        };
-        let unreadable = |source| Usage::CredentialsUnreadable {
-            path: path.clone(),
-            source,
-        };
-        let config = DockerConfig::parse(&content).map_err(unreadable)?;
-        if let Some(credential) = config.credential_for(host, repository) {
-            output.detail(format!(
-                "using the login for {host} from {}",
-                path.display()
-            ));
+    for file in login_files() {
+        if let Some(credential) = file?.credential(host, repository, output) {
             return Ok(credential);
         }
     }
     Ok(Credential::Anonymous)
+}
+
+/// The logins of the user, for mirrors that name a ServiceAccount.
+pub(super) fn logins(output: &OutputManager) -> Result<Logins> {
+    let files = login_files().collect::<Result<Vec<_>>>()?;
+    let output = output.clone();
+    Ok(Logins::new(move |host, repository| {
+        files
+            .iter()
+            .find_map(|file| file.credential(host, repository, &output))
+    }))
+}
+
+/// A login file of docker or podman.
+struct LoginFile {
+    path: PathBuf,
+    config: DockerConfig,
+}
+
+impl LoginFile {
+    fn credential(
+        &self,
+        host: &Host,
+        repository: &RepositoryPath,
+        output: &OutputManager,
+    ) -> Option<Credential> {
+        let credential = self.config.credential_for(host, repository)?;
+        output.detail(format!(
+            "using the login for {host} from {}",
+            self.path.display()
+        ));
+        Some(credential)
+    }
+}
+
+/// The login files there are, in the order in which they count, each read when it is asked for. Files at their usual places
+/// need not exist; one that is named must.
+fn login_files() -> impl Iterator<Item = Result<LoginFile>> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let named = variable(AUTH_FILE_VARIABLE);
+    let paths = named.iter().cloned().chain(usual_login_files(variable));
+    let paths: Vec<_> = paths.collect();
+    paths.into_iter().filter_map(move |path| {
+        let content = match std::fs::read(&path) {
+            Ok(content) => content,
+            Err(error) if error.kind() == ErrorKind::NotFound && Some(&path) != named.as_ref() => {
+                return None;
+            }
+            Err(source) => return Some(Err(Usage::LoginFileUnreadable { path, source })),
+        };
+        Some(match DockerConfig::parse(&content) {
+            Ok(config) => Ok(LoginFile { path, config }),
+            Err(source) => Err(Usage::CredentialsUnreadable { path, source }),
+        })
+    })
 }
 
 /// Names a login file, as podman and skopeo know it.
@@ -159,17 +193,10 @@ fn usual_login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf>
     [session, podman, docker].into_iter().flatten().collect()
 }
 
-fn read_file(path: &Path, option: &'static str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Usage::FileUnreadable {
-        path: path.to_owned(),
-        option,
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::options::CertificateOptions;
 
     fn options(repository: &str, registry: Option<&str>) -> RegistryOptions {
         RegistryOptions {
@@ -182,7 +209,7 @@ mod tests {
                 password_stdin: false,
             },
             skip_tls: false,
-            ca_file: None,
+            certificates: CertificateOptions::default(),
         }
     }
 

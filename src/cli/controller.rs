@@ -13,6 +13,7 @@ use super::Result;
 #[command(after_help = "Examples:
   docker-image-pusher controller --cache-dir /var/cache/images
   docker-image-pusher controller --cache-dir ./cache --watch-namespace team-a --watch-namespace team-b
+  docker-image-pusher controller --cache-dir /var/cache/images --archive-dir /var/archives
   docker-image-pusher controller --cache-dir ./cache --metrics-addr 127.0.0.1:9090 --log-format json
 
 It connects as KUBECONFIG or ~/.kube/config say, inside a pod as its ServiceAccount.")]
@@ -25,6 +26,9 @@ pub(super) struct Controller {
         value_name = "DIR"
     )]
     cache_dir: PathBuf,
+    /// Folder of archives, read only; each namespace has its own below it
+    #[arg(long, env = "IMAGE_PUSHER_ARCHIVE_DIR", value_name = "DIR")]
+    archive_dir: Option<PathBuf>,
     /// Mirrors that are copied at once
     #[arg(long, env = "IMAGE_PUSHER_CONCURRENCY", default_value_t = 4, value_name = "NUMBER",
         value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -55,6 +59,7 @@ impl Controller {
     pub(super) async fn run(self) -> Result<()> {
         let options = ControllerOptions {
             cache_dir: self.cache_dir,
+            archive_dir: self.archive_dir,
             concurrency: self.concurrency.into(),
             metrics_addr: self.metrics_addr,
             watch_namespaces: self.watch_namespace,

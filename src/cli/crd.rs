@@ -1,19 +1,30 @@
 //! `crd`: the definition of the ImageMirror resource.
 
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
+use serde_json::json;
+
+use crate::api;
 
 use super::{Result, render::Screen};
 
 /// Print the CustomResourceDefinition of ImageMirror
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  docker-image-pusher crd | kubectl apply --server-side -f -")]
-pub(super) struct Crd {}
+  docker-image-pusher crd | kubectl apply --server-side -f -
+  docker-image-pusher crd --markdown > reference.md")]
+pub(super) struct Crd {
+    /// Print the reference of its fields for people instead
+    #[arg(long, env = "IMAGE_PUSHER_MARKDOWN", value_parser = FalseyValueParser::new())]
+    markdown: bool,
+}
 
 impl Crd {
-    #[expect(clippy::unused_self, reason = "every command runs the same way")]
     pub(super) fn run(self, screen: &Screen) -> Result<()> {
-        let yaml = crate::api::crd_yaml();
-        screen.content(yaml.trim_end(), &serde_json::json!({ "yaml": yaml }))
+        if self.markdown {
+            let page = api::crd_markdown();
+            return screen.content(page.trim_end(), &json!({ "markdown": page }));
+        }
+        let yaml = api::crd_yaml();
+        screen.content(yaml.trim_end(), &json!({ "yaml": yaml }))
     }
 }

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use crate::{
     cache, controller,
-    error::{Class, Classified},
-    image::Host,
-    registry, transfer,
+    error::{Class, Classified, handlers},
+    image::{self, Host},
+    mirror::Problem,
+    registry,
+    transfer::{self, Failure},
 };
 
 /// The room's result.
@@ -39,6 +41,30 @@ pub enum Usage {
         /// What is wrong.
         reason: String,
     },
+    /// Half a name for an image of an archive.
+    #[error(
+        "--repository and --reference name an image only together: give both, or leave both out"
+    )]
+    NameIncomplete,
+    /// What is to be pushed is neither a file nor a name.
+    #[error(
+        "{path} is neither a file nor the name of an image in the cache, as name:tag or name@digest"
+    )]
+    SourceUnknown {
+        /// What was given.
+        path: String,
+        /// Why it is no name.
+        #[source]
+        source: image::Error,
+    },
+    /// An image of an archive was chosen, but no archive is given.
+    #[error(
+        "--image chooses one of an archive's images, but {source_name} names one in the cache: leave --image out"
+    )]
+    ImageWithoutArchive {
+        /// What `--source` says.
+        source_name: String,
+    },
     /// A file given by an option cannot be read.
     #[error("could not read {path}, given with {option}")]
     FileUnreadable {
@@ -46,6 +72,25 @@ pub enum Usage {
         path: PathBuf,
         /// The option that named it.
         option: &'static str,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate without its key, or a key without its certificate.
+    #[error(
+        "{given} needs {missing} beside it: our own certificate is of no use without its key, nor the key without it"
+    )]
+    ClientCertificateIncomplete {
+        /// The option or file that is there.
+        given: String,
+        /// The option or file that is not.
+        missing: String,
+    },
+    /// A folder with certificates, or a file in it, cannot be read.
+    #[error("could not read {path}, where docker and podman keep certificates for this registry")]
+    CertificatesUnreadable {
+        /// The folder or file.
+        path: PathBuf,
         /// What the system says.
         #[source]
         source: std::io::Error,
@@ -71,6 +116,40 @@ pub enum Usage {
         #[source]
         source: registry::Error,
     },
+    /// Files of mirrors are wrong.
+    #[error("nothing was started, since this is wrong:\n{}", lines(.problems))]
+    FilesInvalid {
+        /// Everything that is wrong, by file and place.
+        problems: Vec<Problem>,
+    },
+    /// Files of mirrors hold none.
+    #[error("there is no ImageMirror in {files}: check what was given with -f")]
+    NoMirrors {
+        /// The files and folders.
+        files: String,
+    },
+    /// The place of a report is none.
+    #[error("--report {path} cannot be written: {reason}")]
+    ReportTarget {
+        /// The place.
+        path: PathBuf,
+        /// Why, and what would be right.
+        reason: &'static str,
+    },
+    /// A report cannot be written to its folder.
+    #[error("--report {path} cannot be written")]
+    ReportUnwritable {
+        /// The report.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 /// Why a command failed.
@@ -88,6 +167,31 @@ pub enum Error {
     /// The operator failed.
     #[error(transparent)]
     Controller(#[from] controller::Error),
+    /// No image of any mirror is where it should be.
+    #[error("{}", failed_images(*.failed, .failure))]
+    ImagesFailed {
+        /// How many images failed; none where mirrors could not be carried out at all.
+        failed: usize,
+        /// The first failure.
+        failure: Failure,
+    },
+    /// Some images failed, others are where they should be.
+    #[error("{}", failed_images(*.failed, .failure))]
+    SomeImagesFailed {
+        /// How many images failed.
+        failed: usize,
+        /// The first failure.
+        failure: Failure,
+    },
+    /// The report could not be written.
+    #[error("could not write the report {path}")]
+    ReportFailed {
+        /// The report.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// Standard output could not be written.
     #[error("could not write to standard output")]
     OutputFailed(#[source] std::io::Error),
@@ -98,8 +202,41 @@ pub enum Error {
 
 impl Error {
     /// Whether work had begun: before, an error is one of usage.
-    pub const fn happened_at_work(&self) -> bool {
-        !matches!(self, Self::Usage(_))
+    pub fn happened_at_work(&self) -> bool {
+        match self {
+            Self::Usage(_) => false,
+            // Which image of an archive is meant shows only when it is looked into; nothing was kept by then.
+            Self::Transfer(transfer::Error::Extract { source, .. }) => {
+                source.class() != Class::Config
+            }
+            _ => true,
+        }
+    }
+
+    /// What is wrong with files, each with its place.
+    pub const fn problems(&self) -> Option<&Vec<Problem>> {
+        match self {
+            Self::Usage(Usage::FilesInvalid { problems }) => Some(problems),
+            _ => None,
+        }
+    }
+
+    /// The exit code of a command that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::SomeImagesFailed { .. } => handlers::EXIT_PARTLY_FAILED,
+            Self::ImagesFailed { .. } => handlers::EXIT_FAILED,
+            other => handlers::exit_code(other.class(), other.happened_at_work()),
+        }
+    }
+}
+
+fn failed_images(failed: usize, failure: &Failure) -> String {
+    let message = &failure.message;
+    match failed {
+        0 => message.clone(),
+        1 => format!("an image failed: {message}"),
+        failed => format!("{failed} images failed, the first one: {message}"),
     }
 }
 
@@ -118,7 +255,16 @@ impl Classified for Usage {
             | Self::PasswordMissing
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
+            | Self::NameIncomplete
+            | Self::SourceUnknown { .. }
+            | Self::ImageWithoutArchive { .. }
             | Self::FileUnreadable { .. }
+            | Self::FilesInvalid { .. }
+            | Self::NoMirrors { .. }
+            | Self::ReportTarget { .. }
+            | Self::ReportUnwritable { .. }
+            | Self::ClientCertificateIncomplete { .. }
+            | Self::CertificatesUnreadable { .. }
             | Self::LoginFileUnreadable { .. } => self.into(),
         }
     }
@@ -132,7 +278,10 @@ impl Classified for Error {
             Self::Transfer(error) => error.class(),
             Self::Cache(error) => error.class(),
             Self::Controller(error) => error.class(),
-            Self::OutputFailed(_) => Class::Storage,
+            Self::ImagesFailed { failure, .. } | Self::SomeImagesFailed { failure, .. } => {
+                failure.class
+            }
+            Self::OutputFailed(_) | Self::ReportFailed { .. } => Class::Storage,
             Self::Interrupted => Class::Cancelled,
         }
     }
@@ -144,7 +293,11 @@ impl Classified for Error {
             Self::Transfer(error) => error.reason(),
             Self::Cache(error) => error.reason(),
             Self::Controller(error) => error.reason(),
-            Self::OutputFailed(_) | Self::Interrupted => self.into(),
+            Self::ImagesFailed { .. }
+            | Self::SomeImagesFailed { .. }
+            | Self::ReportFailed { .. }
+            | Self::OutputFailed(_)
+            | Self::Interrupted => self.into(),
         }
     }
 }

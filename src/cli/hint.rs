@@ -10,6 +10,15 @@ pub(super) fn hint(reason: &str) -> Option<&'static str> {
         "NoTrustedRoots" => Some("--ca-file FILE trusts the registry's own CA"),
         "NotTls" => Some("write the address with http:// to speak plain http"),
         "TlsRequired" => Some("write the address with https://"),
+        "ClientCertificateRefused" => {
+            Some("--cert-file FILE and --key-file FILE give our own certificate and its key")
+        }
+        "ProxyUnreachable" | "ProxyRefused" => Some(
+            "the proxy comes from HTTPS_PROXY, HTTP_PROXY or ALL_PROXY; NO_PROXY lists the hosts that need none",
+        ),
+        "ProxyAuthenticationRequired" => Some(
+            "user name and password stand in the variable that names the proxy: http://NAME:PASSWORD@HOST:PORT",
+        ),
         "AuthenticationRequired" => {
             Some("give --username and --password-stdin, or log in with docker or podman first")
         }

@@ -8,7 +8,11 @@ use crate::{
     output::ByteSize,
 };
 
-use super::{Result, options::CacheOptions, render::Screen};
+use super::{
+    Result,
+    options::CacheOptions,
+    render::{Screen, columns},
+};
 
 /// List the images in the cache
 #[derive(Debug, Args)]
@@ -33,28 +37,9 @@ impl List {
     }
 }
 
-/// The images in columns as wide as their widest cell.
 fn table(images: &[ListedImage]) -> String {
-    let header = ["IMAGE", "DIGEST", "SIZE", "PLATFORMS", "FROM"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(header)
-        .chain(images.iter().map(row))
-        .collect();
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths = [width(0), width(1), width(2), width(3), width(4)];
-    let line = |row: &[String; 5]| {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    let header = ["IMAGE", "DIGEST", "SIZE", "PLATFORMS", "FROM"];
+    columns(header, images.iter().map(row))
 }
 
 fn row(image: &ListedImage) -> [String; 5] {

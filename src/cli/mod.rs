@@ -5,17 +5,20 @@
 //! standard output.
 
 mod access;
+mod certificates;
 mod clean;
 mod completions;
 mod controller;
 mod crd;
 mod error;
+mod extract;
 mod hint;
 mod list;
 mod options;
 mod pull;
 mod push;
 mod render;
+mod sync;
 
 use std::process::ExitCode;
 
@@ -23,7 +26,7 @@ use clap::{
     CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
 };
 
-use crate::error::{Classified, handlers};
+use crate::error::handlers;
 
 pub use error::{Error, Result, Usage};
 pub use options::{GlobalOptions, LogFormat, Verbosity};
@@ -34,7 +37,7 @@ pub use options::{GlobalOptions, LogFormat, Verbosity};
     name = "docker-image-pusher",
     version,
     about = "Moves container images between registries, verified byte for byte",
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n\
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some images failed, 130 interrupted.\n\
                   Every option can also be given as a variable; its name stands beside the option."
 )]
 pub struct Cli {
@@ -50,7 +53,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Pull(pull::Pull),
+    Extract(extract::Extract),
     Push(push::Push),
+    Sync(sync::Sync),
     List(list::List),
     Clean(clean::Clean),
     Controller(controller::Controller),
@@ -82,6 +87,9 @@ impl Cli {
         let reads_password = match &self.command {
             Command::Push(push) if push.contradicts_itself() => {
                 return Some("--skip-existing and --force-upload exclude each other");
+            }
+            Command::Push(push) if push.reads_input_twice() => {
+                return Some("--password-stdin and --source - both read standard input");
             }
             Command::Push(push) => push.reads_password(),
             Command::Pull(pull) => pull.reads_password(),
@@ -123,6 +131,11 @@ impl Cli {
                 Ok(client) => until_interrupted(Box::pin(command.run(client, &screen))).await,
                 Err(error) => Err(error),
             },
+            Command::Sync(command) => match command.prepare(&screen) {
+                Ok(prepared) => Box::pin(prepared.run(&screen)).await,
+                Err(error) => Err(error),
+            },
+            Command::Extract(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Controller(command) => Box::pin(command.run()).await,
@@ -133,7 +146,7 @@ impl Cli {
             Ok(()) => ExitCode::from(handlers::EXIT_DONE),
             Err(error) => {
                 screen.error(&error);
-                ExitCode::from(handlers::exit_code(error.class(), error.happened_at_work()))
+                ExitCode::from(error.exit_code())
             }
         }
     }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum, builder::FalseyValueParser};
 use secrecy::SecretString;
 
-use crate::image::{Reference, Repository};
+use crate::{
+    image::{Reference, Repository},
+    transfer::Tar,
+};
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -123,14 +126,37 @@ pub(super) struct RegistryOptions {
     /// Do not verify the registry's certificate
     #[arg(long, env = "IMAGE_PUSHER_SKIP_TLS", value_parser = FalseyValueParser::new(), help_heading = "Access")]
     pub(super) skip_tls: bool,
+    #[command(flatten)]
+    pub(super) certificates: CertificateOptions,
+}
+
+/// Which certificates are trusted and shown, beside those in the folders of docker and podman.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct CertificateOptions {
     /// File with CA certificates (PEM) to trust beside those of the system
     #[arg(
-        long,
+        long = "ca-file",
         env = "IMAGE_PUSHER_CA_FILE",
         value_name = "FILE",
         help_heading = "Access"
     )]
-    pub(super) ca_file: Option<PathBuf>,
+    pub(super) authority: Option<PathBuf>,
+    /// File with our own certificate (PEM), for a registry that asks for one
+    #[arg(
+        long = "cert-file",
+        env = "IMAGE_PUSHER_CERT_FILE",
+        value_name = "FILE",
+        help_heading = "Access"
+    )]
+    pub(super) certificate: Option<PathBuf>,
+    /// File with the key (PEM) of our own certificate
+    #[arg(
+        long = "key-file",
+        env = "IMAGE_PUSHER_KEY_FILE",
+        value_name = "FILE",
+        help_heading = "Access"
+    )]
+    pub(super) key: Option<PathBuf>,
 }
 
 /// How a password is given.
@@ -153,3 +179,15 @@ pub(super) struct PasswordOptions {
 
 /// Retries in a row where nobody says otherwise.
 pub(super) const DEFAULT_RETRY_ATTEMPTS: u32 = 3;
+
+/// What names standard input where a file is asked for.
+pub(super) const STDIN: &str = "-";
+
+/// The tar that an option names.
+pub(super) fn tar_of(file: &str) -> Tar {
+    if file == STDIN {
+        Tar::Stdin
+    } else {
+        Tar::File(file.into())
+    }
+}

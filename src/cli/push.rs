@@ -1,33 +1,42 @@
-//! `push`: from the cache to a registry.
+//! `push`: from the cache, or from an archive by way of the cache, to a registry.
+
+use std::path::Path;
 
 use clap::{Args, builder::FalseyValueParser};
 use serde_json::json;
 
 use crate::{
+    archive::Choice,
     cache::Cache,
-    image::ImageName,
+    image::{ImageName, Reference, Repository},
     registry::RegistryClient,
-    transfer::{ExistingBlobs, ImageManager, OperationMode, TransferOptions},
+    transfer::{ExistingBlobs, ImageManager, OperationMode, Tar, TransferOptions},
 };
 
 use super::{
     Result, access,
-    options::{CacheOptions, DEFAULT_RETRY_ATTEMPTS, RegistryOptions},
+    error::Usage,
+    options::{CacheOptions, DEFAULT_RETRY_ATTEMPTS, RegistryOptions, STDIN, tar_of},
     render::Screen,
 };
 
-/// Push an image from the cache to a registry
+/// Push an image from the cache, or from an archive, to a registry
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   docker-image-pusher push -s library/ubuntu:22.04 -r mirror/ubuntu -t 22.04 --registry https://registry.example
   docker-image-pusher push -s team/app:1.0 -r localhost:5000/team/app -t 1.0 --max-concurrent 8
+  docker-image-pusher push -s app.tar -r registry.example/team/app -t 1.0
+  docker save team/app:1.0 | docker-image-pusher push -s - -r registry.example/team/app -t 1.0
   echo \"$PASSWORD\" | docker-image-pusher push -s team/app:1.0 -r registry.example/team/app -t 1.0 -u ci --password-stdin
 
 Blobs that the registry has are not sent again; --force-upload sends blobs and manifest anyway.")]
 pub(super) struct Push {
-    /// Image in the cache, as name:tag or name@digest
-    #[arg(short, long, env = "IMAGE_PUSHER_SOURCE", value_name = "IMAGE")]
-    source: ImageName,
+    /// Image in the cache, as name:tag or name@digest; or a docker save or OCI archive, - for one on standard input
+    #[arg(short, long, env = "IMAGE_PUSHER_SOURCE", value_name = "IMAGE|FILE|-")]
+    source: String,
+    /// One image of an archive with several: its name there, or @0 for the first
+    #[arg(long, env = "IMAGE_PUSHER_IMAGE", value_name = "NAME|@NUMBER")]
+    image: Option<Choice>,
     #[command(flatten)]
     registry: RegistryOptions,
     #[command(flatten)]
@@ -56,6 +65,11 @@ impl Push {
     /// Whether blobs are to be skipped and sent.
     pub(super) const fn contradicts_itself(&self) -> bool {
         self.skip_existing && self.force_upload
+    }
+
+    /// Whether standard input is to give a password and an archive.
+    pub(super) fn reads_input_twice(&self) -> bool {
+        self.registry.password.password_stdin && self.source == STDIN
     }
 
     /// Whether the password comes from standard input.
@@ -88,6 +102,7 @@ impl Push {
             max_concurrent: self.max_concurrent.into(),
             existing_blobs,
         };
+        let source = Source::of(&self.source, self.image)?;
         let RegistryOptions {
             repository,
             reference,
@@ -99,24 +114,66 @@ impl Push {
             repository.path(),
             reference.separator()
         );
-        let mode = OperationMode::PushFromCacheUsingManifest {
-            source: self.source.clone(),
-            repository: repository.path().clone(),
-            reference,
-        };
+        let mode = source.mode(repository, reference);
         let mut manager = ImageManager::new(cache.clone(), screen.output().clone(), options);
         manager
             .execute_operation(&mode, Some(&client), None)
             .await?;
-        let manifest = cache
-            .manifest(&self.source.repository, &self.source.reference)
-            .await?;
-        let digest = manifest
-            .map(|manifest| manifest.digest().to_string())
-            .unwrap_or_default();
+        let digest = match (&source, manager.extracted()) {
+            (Source::Cached(name), _) => {
+                let manifest = cache.manifest(&name.repository, &name.reference).await?;
+                manifest.map(|manifest| manifest.digest().to_string())
+            }
+            (Source::Tar { .. }, extracted) => {
+                extracted.first().map(|image| image.digest.to_string())
+            }
+        };
+        let digest = digest.unwrap_or_default();
         screen.summary(
             &format!("pushed {} to {target} {digest}", self.source),
             json!({ "source": self.source, "image": target, "digest": digest }),
         )
+    }
+}
+
+/// What is to be pushed.
+enum Source {
+    Cached(ImageName),
+    Tar { tar: Tar, image: Option<Choice> },
+}
+
+impl Source {
+    /// An existing file is an archive, everything else the name of an image.
+    fn of(text: &str, image: Option<Choice>) -> Result<Self, Usage> {
+        if text == STDIN || Path::new(text).is_file() {
+            let tar = tar_of(text);
+            return Ok(Self::Tar { tar, image });
+        }
+        let name = text.parse().map_err(|source| Usage::SourceUnknown {
+            path: text.to_owned(),
+            source,
+        })?;
+        if image.is_some() {
+            return Err(Usage::ImageWithoutArchive {
+                source_name: text.to_owned(),
+            });
+        }
+        Ok(Self::Cached(name))
+    }
+
+    fn mode(&self, repository: Repository, reference: Reference) -> OperationMode {
+        match self {
+            Self::Cached(name) => OperationMode::PushFromCacheUsingManifest {
+                source: name.clone(),
+                repository: repository.path().clone(),
+                reference,
+            },
+            Self::Tar { tar, image } => OperationMode::PushFromCacheUsingTar {
+                tar: tar.clone(),
+                image: image.clone(),
+                repository,
+                reference,
+            },
+        }
     }
 }

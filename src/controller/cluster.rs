@@ -5,11 +5,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{channel::mpsc, future::BoxFuture};
 use kube::{
-    Api, Client, Config, Resource as _,
+    Api, Client, Config, CustomResourceExt as _, Resource as _,
     api::{ListParams, Patch, PatchParams},
     runtime::reflector::{ObjectRef, Store},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{ImageMirror, ImageMirrorStatus};
@@ -27,12 +27,20 @@ use super::{
 const FIELD_MANAGER: &str = "imagemirror-controller";
 /// A status write is small, and the next one says the same and more.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// Where the server describes our group; every account may read it.
+const OPENAPI: &str = "/openapi/v3/apis/imagepusher.io/v1alpha1";
 
 /// A client for the cluster that the environment names.
 pub(super) async fn connect() -> Result<Client> {
     let mut config = Config::infer()
         .await
         .map_err(|error| Error::NoCluster(Box::new(error)))?;
+    // What the environment names is for registries, and the client's own word for a proxy would show the login in it.
+    if config.proxy_url.take().is_some() {
+        tracing::warn!(
+            "the API server is asked directly, not through the proxy that is named for it"
+        );
+    }
     // Each call has a limit of its own; this one lets a wrong address be told from a slow answer.
     config.connect_timeout = Some(CALL_LIMIT / 2);
     Client::try_from(config).map_err(|error| Error::ClientInvalid(error.to_string()))
@@ -61,6 +69,62 @@ pub(super) async fn check_served(client: &Client, namespace: Option<&str>) -> Re
             Err(Error::CrdMissing)
         }
         Err(error) => Err(error.into_error(&operation)),
+    }
+}
+
+/// Fields of the status that the operator writes and the served CRD does not know: with one of them missing, no status can
+/// be written (CRD finding F30; Helm does not upgrade CRDs). Empty where the server does not tell.
+pub(super) async fn missing_status_fields(client: &Client) -> Vec<String> {
+    let Ok(request) = http::Request::get(OPENAPI).body(Vec::new()) else {
+        return Vec::new();
+    };
+    match within(CALL_LIMIT, client.request::<Value>(request)).await {
+        Ok(document) => served_status(&document).map_or_else(Vec::new, |served| {
+            let mut missing = Vec::new();
+            collect_missing("status", &our_status(), served, &mut missing);
+            missing
+        }),
+        Err(error) => {
+            tracing::debug!("{}", error.into_error("read the served schema"));
+            Vec::new()
+        }
+    }
+}
+
+/// The schema of the status as we would install it.
+fn our_status() -> Value {
+    let definition = serde_json::to_value(ImageMirror::crd()).unwrap_or_default();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"].clone()
+}
+
+/// The schema of the status in the server's description of our group.
+fn served_status(document: &Value) -> Option<&Value> {
+    let is_ours = |schema: &&Value| {
+        let kinds = schema["x-kubernetes-group-version-kind"].as_array();
+        let is_kind = |kind: &Value| kind["kind"] == ImageMirror::kind(&()).as_ref();
+        kinds.is_some_and(|kinds| kinds.iter().any(is_kind))
+    };
+    let schemas = document["components"]["schemas"].as_object()?;
+    let status = &schemas.values().find(is_ours)?["properties"]["status"];
+    status["properties"].is_object().then_some(status)
+}
+
+/// Adds the path of every property of `ours` that `served` lacks.
+fn collect_missing(path: &str, ours: &Value, served: &Value, missing: &mut Vec<String>) {
+    for (name, property) in ours["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        match served["properties"].get(name) {
+            Some(served) => collect_missing(&path, property, served, missing),
+            None => missing.push(path),
+        }
+    }
+    if ours["items"].is_object() {
+        collect_missing(
+            &format!("{path}[]"),
+            &ours["items"],
+            &served["items"],
+            missing,
+        );
     }
 }
 
@@ -103,6 +167,12 @@ impl Watches {
             .of(&target.name)
             .and_then(|watched| watched.store.get(&ObjectRef::from(&target.name)));
         seen.is_some_and(|object| object.meta().uid.as_deref() == Some(&target.uid))
+    }
+
+    /// Everything that was seen so far.
+    pub(super) fn all(&self) -> Vec<Arc<Guarded>> {
+        let watched = self.by_namespace.values();
+        watched.flat_map(|watched| watched.store.state()).collect()
     }
 
     /// Waits until every watch has listed its objects once.
@@ -163,22 +233,66 @@ fn refused(name: &Name, error: CallError) -> Written {
     if status.is_some_and(kube::core::Status::is_not_found) {
         return Written::Gone;
     }
-    let outdated_crd = status.is_some_and(|status| {
-        status.code == 500 && status.message.contains("field not declared in schema")
-    });
     let written = match &error {
         CallError::Silent(_) => Written::TimedOut,
         CallError::Refused(_) => Written::Failed,
     };
-    if outdated_crd {
-        // CRD finding F30: Helm does not upgrade CRDs, so this happens.
-        tracing::error!(
-            mirror = %name,
-            "the installed CRD is older than this operator and lacks a field of the status: install the current one with \
-             `docker-image-pusher crd | kubectl apply --server-side -f -`"
-        );
-    } else {
-        tracing::warn!(mirror = %name, "{}", error.into_error("write the status"));
+    match error.into_error("write the status") {
+        outdated @ Error::CrdOutdated { .. } => tracing::error!(mirror = %name, "{outdated}"),
+        other => tracing::warn!(mirror = %name, "{other}"),
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(status: &Value) -> Value {
+        json!({"components": {"schemas": {
+            "other": {"x-kubernetes-group-version-kind": [{"kind": "ImageMirrorList"}]},
+            "ours": {
+                "x-kubernetes-group-version-kind": [{"kind": "ImageMirror"}],
+                "properties": {"status": status},
+            },
+        }}})
+    }
+
+    fn missing(status: &Value) -> Vec<String> {
+        let (document, mut missing) = (served(status), Vec::new());
+        collect_missing(
+            "status",
+            &our_status(),
+            served_status(&document).unwrap(),
+            &mut missing,
+        );
+        missing
+    }
+
+    #[test]
+    fn a_field_that_the_served_crd_lacks_is_found_at_any_depth() {
+        let mut status = our_status();
+        assert_eq!(missing(&status), Vec::<String>::new());
+        let remove = |value: &mut Value, pointer: &str, name: &str| {
+            let map = value.pointer_mut(pointer).unwrap().as_object_mut().unwrap();
+            map.remove(name).unwrap();
+        };
+        remove(&mut status, "/properties", "reportRef");
+        remove(
+            &mut status,
+            "/properties/failures/items/properties",
+            "reason",
+        );
+        assert_eq!(
+            missing(&status),
+            ["status.failures[].reason", "status.reportRef"]
+        );
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_of_the_status_lacks_nothing() {
+        for document in [json!({}), served(&Value::Null)] {
+            assert_eq!(served_status(&document), None);
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::{SignedDuration, Timestamp},
 };
 
@@ -14,8 +14,10 @@ use crate::api::{
 };
 
 use super::{
+    annotations::Wishes,
+    present::{says_suspended, short_key},
     schedule::{Jitter, Next, failures_behind, next_run},
-    verdict::PROGRESSING_WITH_RETRY,
+    verdict::{CANCELLED, PROGRESSING_WITH_RETRY},
 };
 
 /// How far clocks may differ before they count as wrong.
@@ -70,6 +72,8 @@ pub(super) struct Facts<'a> {
     pub(super) run_key: &'a str,
     pub(super) generation: i64,
     pub(super) interval: Option<Duration>,
+    pub(super) suspended: bool,
+    pub(super) wishes: &'a Wishes,
     pub(super) now: Timestamp,
     pub(super) jitter: Jitter,
     pub(super) run: Option<RunView<'a>>,
@@ -87,10 +91,17 @@ pub(super) enum Step {
     },
     /// A run goes on: tell how far it is.
     Watch,
+    /// Somebody asked that the run be stopped.
+    Cancel,
     /// A run is over: judge it.
     Conclude,
     /// Nothing to do before this time, if any.
     Rest(Option<Timestamp>),
+    /// Nothing starts before the mirror is resumed.
+    Suspend {
+        /// Whether these copies have a verdict, which stays.
+        judged: bool,
+    },
 }
 
 impl Facts<'_> {
@@ -102,8 +113,23 @@ impl Facts<'_> {
         {
             return if run.finished {
                 Step::Conclude
+            } else if self.asks_for_cancel() {
+                Step::Cancel
             } else {
                 Step::Watch
+            };
+        }
+        if self.would_go_on() && self.asks_for_cancel() {
+            return Step::Cancel;
+        }
+        if self.suspended {
+            return Step::Suspend {
+                judged: self.is_judged(),
+            };
+        }
+        if self.asks_for_run() {
+            return Step::Start {
+                again: self.is_judged(),
             };
         }
         let next = match self.own_memory() {
@@ -122,6 +148,29 @@ impl Facts<'_> {
         }
     }
 
+    /// Whether an annotation asks for a run that was not carried out yet.
+    fn asks_for_run(&self) -> bool {
+        let handled = self.status.last_handled_reconcile_at.as_ref();
+        self.wishes.run.is_some() && self.wishes.run.as_ref() != handled
+    }
+
+    /// Whether an annotation asks that the run be stopped, and nobody has done it yet.
+    fn asks_for_cancel(&self) -> bool {
+        let handled = self.status.last_handled_cancel_at.as_ref();
+        self.wishes.cancel.is_some() && self.wishes.cancel.as_ref() != handled
+    }
+
+    /// Whether a run of these copies was cut off by a restart, and would begin again.
+    fn would_go_on(&self) -> bool {
+        let nothing_known = self.run.is_none() && self.own_memory().is_none();
+        nothing_known && self.speaks_of_these_copies() && self.was_interrupted()
+    }
+
+    /// Whether there is a verdict on these copies.
+    pub(super) fn is_judged(&self) -> bool {
+        self.own_memory().is_some() || self.verdict_of_status() != Standing::Nothing
+    }
+
     /// What is to be remembered of a run that ends now.
     pub(super) fn remember(&self, next: Next, sample: f64) -> Memory {
         Memory {
@@ -135,8 +184,7 @@ impl Facts<'_> {
         }
     }
 
-    /// What the status tells of the last run, where nothing else does. Once remembered, it outlives an edit that asks for
-    /// the same copies (operator rules S3 and G2); the status itself is of no use then, since it does not hold the key.
+    /// What the status tells of the last run, where nothing else does (operator rules S3 and G2).
     pub(super) fn recall(&self, sample: f64) -> Option<Memory> {
         let nothing_known = self.run.is_none() && self.own_memory().is_none();
         if !nothing_known || self.verdict_of_status() != Standing::Counts {
@@ -146,7 +194,9 @@ impl Facts<'_> {
         let ended = time(&self.status.last_sync_time).unwrap_or(self.now);
         let stated = time(&self.status.next_sync_time);
         let conditions = &self.status.conditions;
-        let next = if find(conditions, READY).is_some_and(|ready| ready.status == "True") {
+        let keeps_interval =
+            |ready: &Condition| ready.status == "True" || ready.reason == CANCELLED;
+        let next = if find(conditions, READY).is_some_and(keeps_interval) {
             Next::Interval
         } else if find(conditions, STALLED).is_some() {
             Next::Outside
@@ -163,8 +213,16 @@ impl Facts<'_> {
             ended,
             sample,
             interval: self.interval,
-            // What was promised stands; what was reckoned may differ by the jitter.
-            at: stated.or(reckoned),
+            at: match next {
+                // It was promised before an edit, perhaps of the interval.
+                Next::Interval | Next::Outside
+                    if self.status.observed_generation != self.generation =>
+                {
+                    reckoned
+                }
+                // What was promised stands; what was reckoned may differ by the jitter.
+                _ => stated.or(reckoned),
+            },
         })
     }
 
@@ -183,20 +241,33 @@ impl Facts<'_> {
     fn verdict_of_status(&self) -> Standing {
         let conditions = &self.status.conditions;
         let ended = self.status.last_sync_time.as_ref().map(|time| time.0);
-        let judged = self.status.observed_generation == self.generation
+        let judged = self.speaks_of_these_copies()
             && find(conditions, READY).is_some_and(|ready| ready.status != "Unknown");
-        // A newer operator may know better.
-        let given_up = find(conditions, READY).is_some_and(|ready| ready.status != "True")
-            && self.status.next_sync_time.is_none();
-        let interrupted = find(conditions, RECONCILING)
-            .is_some_and(|reconciling| reconciling.reason != PROGRESSING_WITH_RETRY);
+        // A newer operator may know better; what was stopped on request stays so.
+        let is_failure = |ready: &Condition| ready.status != "True" && ready.reason != CANCELLED;
+        let given_up =
+            find(conditions, READY).is_some_and(is_failure) && self.status.next_sync_time.is_none();
+        // While it was suspended it could not tell when it is due.
+        let resumed = !self.suspended && says_suspended(self.status);
+        let is_ahead = ended.is_some_and(|ended| self.is_ahead(ended));
         match judged {
             false => Standing::Nothing,
-            true if given_up || interrupted || ended.is_some_and(|ended| self.is_ahead(ended)) => {
-                Standing::Void
-            }
+            true if given_up || resumed || is_ahead || self.was_interrupted() => Standing::Void,
             true => Standing::Counts,
         }
+    }
+
+    /// Whether the status speaks of what this spec asks for. A spec that was edited back and forth, or only where no copy
+    /// depends on it, asks for the same.
+    fn speaks_of_these_copies(&self) -> bool {
+        self.status.observed_generation == self.generation
+            || self.status.run_key.as_deref() == Some(short_key(self.run_key))
+    }
+
+    /// Whether the status tells of a run that goes on.
+    fn was_interrupted(&self) -> bool {
+        find(&self.status.conditions, RECONCILING)
+            .is_some_and(|reconciling| reconciling.reason != PROGRESSING_WITH_RETRY)
     }
 }
 
@@ -217,9 +288,9 @@ mod tests {
     use crate::{
         api::Progress,
         controller::{
-            fixtures,
+            fixtures::{self, NO_WISHES, scene},
             present::{Going, Scene},
-            verdict::{RunOutcome, judge},
+            verdict::RunOutcome,
         },
         error::Class,
     };
@@ -230,12 +301,14 @@ mod tests {
 
     fn concluded(outcome: &RunOutcome, next: Option<i64>) -> ImageMirrorStatus {
         let base = ImageMirrorStatus::default();
-        let scene = Scene {
-            base: &base,
-            generation: 1,
-            now: at(0),
-        };
-        scene.concluded(&judge(outcome, &[], 0), false, next.map(at))
+        fixtures::concluded(&scene(&base, 1, at(0)), outcome, false, next.map(at))
+    }
+
+    fn of_other_copies(status: ImageMirrorStatus) -> ImageMirrorStatus {
+        ImageMirrorStatus {
+            run_key: Some("other".to_owned()),
+            ..status
+        }
     }
 
     fn facts<'a>(status: &'a ImageMirrorStatus, memory: Option<&'a Memory>) -> Facts<'a> {
@@ -244,6 +317,8 @@ mod tests {
             run_key: "k",
             generation: 1,
             interval: Some(Duration::from_hours(1)),
+            suspended: false,
+            wishes: &NO_WISHES,
             now: at(100),
             jitter: Jitter::new(0),
             run: None,
@@ -257,7 +332,7 @@ mod tests {
             again,
             queued: false,
             copying: true,
-            images: 1,
+            images: Some(1),
             progress: Progress::default(),
         }
     }
@@ -356,19 +431,9 @@ mod tests {
     fn after_a_restart_the_status_decides() {
         let reported = |class| RunOutcome::Reported(fixtures::report(&[&[class]]));
         let base = ImageMirrorStatus::default();
-        let interrupted = Scene {
-            base: &base,
-            generation: 1,
-            now: at(0),
-        }
-        .going(&copying(false));
+        let interrupted = scene(&base, 1, at(0)).going(&copying(false));
         let ready = concluded(&reported(None), Some(50));
-        let interrupted_again = Scene {
-            base: &ready,
-            generation: 1,
-            now: at(50),
-        }
-        .going(&copying(true));
+        let interrupted_again = scene(&ready, 1, at(50)).going(&copying(true));
         for (name, status, generation, expected) in [
             (
                 "fresh",
@@ -395,10 +460,22 @@ mod tests {
                 Step::Rest(None),
             ),
             (
-                "ready, older spec",
-                concluded(&reported(None), None),
+                "ready, older spec that asked for the same copies",
+                concluded(&reported(None), Some(3600)),
+                2,
+                Step::Rest(Some(at(3600))),
+            ),
+            (
+                "ready, older spec that asked for others",
+                of_other_copies(concluded(&reported(None), None)),
                 2,
                 Step::Start { again: false },
+            ),
+            (
+                "ready, of an operator that named copies otherwise",
+                of_other_copies(concluded(&reported(None), None)),
+                1,
+                Step::Rest(None),
             ),
             (
                 "backing off",
@@ -487,6 +564,7 @@ mod tests {
         let failed = RunOutcome::Reported(fixtures::report(&[&[Some(Class::Config)]]));
         let given_up = concluded(&failed, None);
         let ready = concluded(&RunOutcome::Reported(fixtures::report(&[&[None]])), None);
+        let ready = of_other_copies(ready);
         for (status, generation) in [
             (&ImageMirrorStatus::default(), 1),
             (&given_up, 1),
@@ -518,6 +596,256 @@ mod tests {
                 };
                 assert_eq!(facts.step(), expected, "{now}");
             }
+        }
+    }
+
+    /// What an operator that was down meanwhile makes of an edit of the interval alone.
+    #[test]
+    fn a_restart_and_an_edit_of_the_interval_keep_the_verdict_and_reckon_anew() {
+        let reported = |class| RunOutcome::Reported(fixtures::report(&[&[class]]));
+        for (class, stated, expected) in [
+            (None, Some(86_400), Some(7200)),
+            (None, None, Some(7200)),
+            (Some(Class::Auth), Some(60), Some(600)),
+            (Some(Class::Network), Some(160), Some(160)),
+        ] {
+            let status = concluded(&reported(class), stated);
+            let edited = Facts {
+                generation: 2,
+                interval: Some(Duration::from_hours(2)),
+                ..facts(&status, None)
+            };
+            let memory = edited.recall(0.5).unwrap();
+            let after = Facts {
+                memory: Some(&memory),
+                ..edited
+            };
+            assert_eq!(after.step(), Step::Rest(expected.map(at)), "{class:?}");
+        }
+    }
+
+    const RUNNING: RunView<'static> = RunView {
+        uid: "u",
+        run_key: "k",
+        finished: false,
+    };
+    const OVER: RunView<'static> = RunView {
+        finished: true,
+        ..RUNNING
+    };
+    /// For what an earlier spec asked for.
+    const STALE: RunView<'static> = RunView {
+        run_key: "other",
+        ..RUNNING
+    };
+
+    #[test]
+    fn a_suspended_mirror_starts_nothing_and_lets_what_runs_finish() {
+        let ready = concluded(
+            &RunOutcome::Reported(fixtures::report(&[&[None]])),
+            Some(50),
+        );
+        let fresh = ImageMirrorStatus::default();
+        let known = memory(Next::Interval);
+        let asked = Wishes {
+            run: Some("now".to_owned()),
+            cancel: None,
+        };
+        for (name, status, memory, run, expected) in [
+            ("fresh", &fresh, None, None, Step::Suspend { judged: false }),
+            (
+                "overdue",
+                &ready,
+                None,
+                None,
+                Step::Suspend { judged: true },
+            ),
+            (
+                "overdue, known",
+                &ready,
+                Some(&known),
+                None,
+                Step::Suspend { judged: true },
+            ),
+            ("running", &fresh, None, Some(RUNNING), Step::Watch),
+            ("over", &fresh, None, Some(OVER), Step::Conclude),
+            (
+                "edited while it ran",
+                &fresh,
+                None,
+                Some(STALE),
+                Step::Suspend { judged: false },
+            ),
+        ] {
+            for wishes in [&NO_WISHES, &asked] {
+                let facts = Facts {
+                    suspended: true,
+                    wishes,
+                    run,
+                    ..facts(status, memory)
+                };
+                assert_eq!(facts.step(), expected, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_resumed_mirror_runs_when_it_is_due() {
+        let status = concluded(
+            &RunOutcome::Reported(fixtures::report(&[&[None]])),
+            Some(3600),
+        );
+        let paused = Scene {
+            suspended: true,
+            ..scene(&status, 2, at(10))
+        }
+        .paused(true);
+        let known = memory(Next::Interval);
+        for (now, memory, expected) in [
+            (100, Some(&known), Step::Rest(Some(at(3600)))),
+            (4000, Some(&known), Step::Start { again: true }),
+            // After a restart nobody knows when that would be.
+            (100, None, Step::Start { again: true }),
+        ] {
+            let facts = Facts {
+                generation: 3,
+                now: at(now),
+                ..facts(&paused, memory)
+            };
+            assert_eq!(facts.recall(0.5), None);
+            assert_eq!(facts.step(), expected, "{now}");
+        }
+    }
+
+    /// Operator rule G3.
+    #[test]
+    fn a_request_starts_a_run_at_once_and_only_once() {
+        let reported = |class| RunOutcome::Reported(fixtures::report(&[&[class]]));
+        let asked = Wishes {
+            run: Some("now".to_owned()),
+            cancel: None,
+        };
+        let answered = |status: ImageMirrorStatus| ImageMirrorStatus {
+            last_handled_reconcile_at: Some("now".to_owned()),
+            ..status
+        };
+        let again = Step::Start { again: true };
+        for (name, status, memory, run, expected) in [
+            (
+                "fresh",
+                ImageMirrorStatus::default(),
+                None,
+                None,
+                Step::Start { again: false },
+            ),
+            (
+                "ready",
+                concluded(&reported(None), Some(3600)),
+                Some(memory(Next::Interval)),
+                None,
+                again,
+            ),
+            (
+                "backing off",
+                concluded(&reported(Some(Class::Network)), Some(160)),
+                Some(memory(back_off(5))),
+                None,
+                again,
+            ),
+            (
+                "stalled",
+                concluded(&reported(Some(Class::Config)), None),
+                Some(memory(Next::SpecChange)),
+                None,
+                again,
+            ),
+            (
+                "after a restart",
+                concluded(&reported(None), Some(3600)),
+                None,
+                None,
+                again,
+            ),
+            (
+                "answered",
+                answered(concluded(&reported(None), Some(3600))),
+                Some(memory(Next::Interval)),
+                None,
+                Step::Rest(Some(at(3600))),
+            ),
+            (
+                "while a run goes on",
+                ImageMirrorStatus::default(),
+                None,
+                Some(RUNNING),
+                Step::Watch,
+            ),
+        ] {
+            let facts = Facts {
+                wishes: &asked,
+                run,
+                ..facts(&status, memory.as_ref())
+            };
+            assert_eq!(facts.step(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cancel_stops_the_run_that_goes_on_and_nothing_else() {
+        let asked = Wishes {
+            run: None,
+            cancel: Some("stop".to_owned()),
+        };
+        let base = ImageMirrorStatus::default();
+        let cut_off = scene(&base, 1, at(0)).going(&copying(false));
+        let answered = ImageMirrorStatus {
+            last_handled_cancel_at: Some("stop".to_owned()),
+            ..cut_off.clone()
+        };
+        let start = Step::Start { again: false };
+        for (name, status, run, expected) in [
+            ("running", &base, Some(RUNNING), Step::Cancel),
+            ("answered", &answered, Some(RUNNING), Step::Watch),
+            ("over already", &base, Some(OVER), Step::Conclude),
+            ("nothing runs", &base, None, start),
+            ("a run for something else", &base, Some(STALE), start),
+            ("cut off by a restart", &cut_off, None, Step::Cancel),
+            ("answered before the restart", &answered, None, start),
+        ] {
+            for suspended in [false, true] {
+                let facts = Facts {
+                    suspended,
+                    wishes: &asked,
+                    run,
+                    ..facts(status, None)
+                };
+                let expected = match expected {
+                    Step::Start { .. } if suspended => Step::Suspend { judged: false },
+                    other => other,
+                };
+                assert_eq!(facts.step(), expected, "{name}, suspended: {suspended}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_cancelled_stays_so_over_a_restart_until_its_interval() {
+        for (stated, expected) in [
+            (Some(3600), Step::Rest(Some(at(3600)))),
+            (None, Step::Rest(None)),
+        ] {
+            let status = concluded(&RunOutcome::Cancelled, stated);
+            let known = Facts {
+                interval: stated.map(|_| Duration::from_hours(1)),
+                ..facts(&status, None)
+            };
+            let memory = known.recall(0.5).unwrap();
+            assert_eq!(memory.next, Next::Interval);
+            let facts = Facts {
+                memory: Some(&memory),
+                ..known
+            };
+            assert_eq!(facts.step(), expected);
         }
     }
 }

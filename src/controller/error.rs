@@ -52,6 +52,23 @@ pub enum Error {
         /// How long the answer was waited for.
         limit: Duration,
     },
+    /// The CRD that is installed lacks what the operator writes (CRD finding F30).
+    #[error(
+        "the installed CRD is older than this operator, no status can be written: {text}; install the current one with \
+         `docker-image-pusher crd | kubectl apply --server-side -f -`"
+    )]
+    CrdOutdated {
+        /// What is missing.
+        text: String,
+    },
+    /// The place of a report is taken.
+    #[error(
+        "the ConfigMap {name} is not owned by this mirror and stays untouched: remove it, or give the mirror another name"
+    )]
+    ReportNotWritten {
+        /// The ConfigMap.
+        name: String,
+    },
     /// A bug of ours.
     #[error("looking at the mirror ended by a bug of this program: {text}")]
     LookPanicked {
@@ -111,10 +128,12 @@ impl Classified for Error {
             Self::NoCluster(_)
             | Self::ClientInvalid(_)
             | Self::CrdMissing
+            | Self::CrdOutdated { .. }
             | Self::AdminAddress { .. }
             | Self::OptionInvalid { .. }
             | Self::Signals(_) => Class::Config,
             Self::AccessDenied { .. } => Class::Auth,
+            Self::ReportNotWritten { .. } => Class::Policy,
             Self::ApiServer { .. }
             | Self::LookPanicked { .. }
             | Self::ApiServerSilent { .. }
@@ -147,6 +166,9 @@ pub(super) fn api_error(operation: &str, error: &kube::Error) -> Error {
     match error {
         kube::Error::Api(status) if status.is_forbidden() => {
             Error::AccessDenied { operation, text }
+        }
+        kube::Error::Api(status) if status.message.contains("field not declared in schema") => {
+            Error::CrdOutdated { text }
         }
         _ => Error::ApiServer { operation, text },
     }

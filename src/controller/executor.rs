@@ -4,7 +4,7 @@
 //! served to another one unasked (design part 4).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -15,16 +15,27 @@ use futures::future::BoxFuture;
 use crate::{
     api::ImageMirrorSpec,
     cache::Cache,
-    mirror::{self, SecretDocument, ValidatedMirror},
+    mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
 };
 
-use super::engine::{Engine, Failure, Prepared, RunReport};
+use super::engine::{Engine, Failure, Given, Needs, Prepared, RunReport};
 
-/// Carries mirrors out with the caches below one folder.
+/// How long an archive must have stood still before it is read: whoever copies it there writes in bursts.
+const SETTLE_TIME: Duration = Duration::from_secs(10);
+
+/// Carries mirrors out with the caches below one folder, and the archives below another.
 #[derive(Debug)]
 pub(super) struct Executor {
     caches: Arc<Caches>,
+    archives: Option<Archives>,
+}
+
+/// The folder of archives, and what is known of those that were refused.
+#[derive(Debug, Clone)]
+struct Archives {
+    folder: PathBuf,
+    refused: RefusedArchives,
 }
 
 #[derive(Debug)]
@@ -33,20 +44,37 @@ struct Caches {
     by_namespace: Mutex<HashMap<String, Cache>>,
 }
 
-/// A judged spec, and where its images are kept.
+/// A judged spec, where its images are kept, and where archives lie.
 struct Judged {
     mirror: ValidatedMirror,
     caches: Arc<Caches>,
+    archives: Option<Archives>,
 }
 
 impl Executor {
-    /// Keeps images below `folder`.
-    pub(super) fn new(folder: PathBuf) -> Self {
+    /// Keeps images below `folder` and looks for archives below `archives`, if there is such a folder.
+    pub(super) fn new(folder: PathBuf, archives: Option<PathBuf>) -> Self {
         Self {
             caches: Arc::new(Caches {
                 folder,
                 by_namespace: Mutex::default(),
             }),
+            archives: archives.map(|folder| Archives {
+                folder,
+                refused: RefusedArchives::default(),
+            }),
+        }
+    }
+}
+
+impl Archives {
+    /// Those of a namespace: no tenant reads those of another. The name of a namespace is a DNS label: it cannot leave the
+    /// folder.
+    fn of(self, namespace: &str) -> ArchiveFolder {
+        ArchiveFolder {
+            path: self.folder.join(namespace),
+            settle: SETTLE_TIME,
+            refused: self.refused,
         }
     }
 }
@@ -76,13 +104,17 @@ impl Engine for Executor {
         Ok(Box::new(Judged {
             mirror,
             caches: Arc::clone(&self.caches),
+            archives: self.archives.clone(),
         }))
     }
 }
 
 impl Prepared for Judged {
-    fn secret_names(&self) -> BTreeSet<String> {
-        self.mirror.secret_names()
+    fn needs(&self) -> Needs {
+        Needs {
+            secrets: self.mirror.secret_names(),
+            accounts: self.mirror.service_accounts(),
+        }
     }
 
     fn run_key(&self) -> String {
@@ -93,24 +125,38 @@ impl Prepared for Judged {
         self.mirror.interval()
     }
 
-    fn image_count(&self) -> usize {
+    fn places(&self) -> BTreeSet<String> {
+        let targets = self.mirror.targets().into_iter();
+        targets.map(|(target, _)| target).collect()
+    }
+
+    fn image_count(&self) -> Option<usize> {
         self.mirror.image_count()
     }
 
     fn run(
         self: Box<Self>,
         namespace: &str,
-        secrets: BTreeMap<String, SecretDocument>,
+        given: Given,
         output: OutputManager,
     ) -> BoxFuture<'static, Result<RunReport, Failure>> {
-        let Self { mirror, caches } = *self;
+        let Self {
+            mirror,
+            caches,
+            archives,
+        } = *self;
         let cache = caches.of(namespace);
+        let given = Given {
+            archives: archives.map(|archives| archives.of(namespace)),
+            ..given
+        };
         Box::pin(async move {
             let cache = cache?.with_output(output.clone());
             let request = mirror
-                .into_request(&secrets, &output)
+                .into_request(given, &output)
                 .map_err(|error| Failure::of(&error))?;
-            Ok(request.run(&cache).await)
+            let report = request.run(&cache).await;
+            report.map_err(|error| Failure::of(&error))
         })
     }
 }

@@ -1,26 +1,65 @@
 //! Values that tests of this room share.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
 
 use crate::{
-    api::{ImageMirror, ImageMirrorSpec},
+    api::{ImageMirror, ImageMirrorSpec, ImageMirrorStatus},
     error::Class,
-    mirror::SecretDocument,
     output::OutputManager,
     transfer::{DestinationReport, Failure, ImageReport, Outcome, RunReport},
 };
 
-use super::engine::Prepared;
+use super::{
+    annotations::Wishes,
+    engine::{Given, Needs, Prepared},
+    present::{Ended, Scene},
+    verdict::{RunOutcome, judge},
+};
+
+/// No annotation at all.
+pub(super) static NO_WISHES: Wishes = Wishes {
+    run: None,
+    cancel: None,
+};
+
+/// A mirror with these copies that nobody suspended, annotated or looked at before.
+pub(super) fn scene(base: &ImageMirrorStatus, generation: i64, now: Timestamp) -> Scene<'_> {
+    Scene {
+        base,
+        generation,
+        run_key: Some("k"),
+        suspended: false,
+        wishes: &NO_WISHES,
+        now,
+    }
+}
+
+/// The status after a run of one image to `a` and `b` that ended like this.
+pub(super) fn concluded(
+    scene: &Scene<'_>,
+    outcome: &RunOutcome,
+    again: bool,
+    next: Option<Timestamp>,
+) -> ImageMirrorStatus {
+    let verdict = judge(outcome, &["a".to_owned(), "b".to_owned()], 0);
+    scene.concluded(&Ended {
+        verdict: &verdict,
+        again,
+        next,
+        requested: None,
+        reports: None,
+    })
+}
 
 /// A run of one image without Secrets, whose work the test says.
 pub(super) struct TestRun {
-    key: &'static str,
-    work: BoxFuture<'static, ()>,
+    pub(super) key: &'static str,
+    pub(super) interval: Option<Duration>,
+    pub(super) places: BTreeSet<String>,
+    pub(super) work: BoxFuture<'static, ()>,
 }
 
 impl TestRun {
@@ -30,13 +69,18 @@ impl TestRun {
         work: impl Future<Output = ()> + Send + 'static,
     ) -> Box<dyn Prepared> {
         let work = Box::pin(work);
-        Box::new(Self { key, work })
+        Box::new(Self {
+            key,
+            interval: None,
+            places: BTreeSet::new(),
+            work,
+        })
     }
 }
 
 impl Prepared for TestRun {
-    fn secret_names(&self) -> BTreeSet<String> {
-        BTreeSet::new()
+    fn needs(&self) -> Needs {
+        Needs::default()
     }
 
     fn run_key(&self) -> String {
@@ -44,17 +88,21 @@ impl Prepared for TestRun {
     }
 
     fn interval(&self) -> Option<Duration> {
-        None
+        self.interval
     }
 
-    fn image_count(&self) -> usize {
-        1
+    fn places(&self) -> BTreeSet<String> {
+        self.places.clone()
+    }
+
+    fn image_count(&self) -> Option<usize> {
+        Some(1)
     }
 
     fn run(
         self: Box<Self>,
         _namespace: &str,
-        _secrets: BTreeMap<String, SecretDocument>,
+        _given: Given,
         _output: OutputManager,
     ) -> BoxFuture<'static, Result<RunReport, Failure>> {
         Box::pin(async move {

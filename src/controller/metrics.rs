@@ -83,6 +83,7 @@ impl Metrics {
         let direction = match direction {
             Direction::Download => "download",
             Direction::Upload => "upload",
+            Direction::Extract => "extract",
         };
         self.counters
             .bytes

@@ -6,7 +6,9 @@
 //! This file puts the parts together and takes them down again.
 
 mod admin;
+mod annotations;
 mod call;
+mod claims;
 mod cluster;
 mod decide;
 mod engine;
@@ -20,6 +22,7 @@ mod metrics;
 mod present;
 mod progress;
 mod reconcile;
+mod reports;
 #[cfg(test)]
 mod scenarios;
 mod schedule;
@@ -53,10 +56,11 @@ use engine::Engine;
 use executor::Executor;
 use metrics::Metrics;
 use reconcile::{Book, Context};
+use reports::ClusterReports;
 use schedule::Jitter;
 use secrets::ClusterSecrets;
 use signals::Signals;
-use supervise::{Supervisor, panic_text};
+use supervise::{Supervisor, Trigger, panic_text};
 use target::Name;
 use writer::StatusWriter;
 
@@ -69,6 +73,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 pub struct ControllerOptions {
     /// Folder of the cache.
     pub cache_dir: PathBuf,
+    /// Folder below which each namespace has its archives, if there are any.
+    pub archive_dir: Option<PathBuf>,
     /// Mirrors that are copied at once; at least 1.
     pub concurrency: usize,
     /// Where `/livez`, `/readyz` and `/metrics` are answered.
@@ -117,7 +123,10 @@ pub async fn run(options: ControllerOptions) -> Result<()> {
     let signals = Signals::listen()?;
     let client = cluster::connect().await?;
     prepare_folder(&options.cache_dir).await?;
-    let engine = Arc::new(Executor::new(options.cache_dir.clone()));
+    let engine = Arc::new(Executor::new(
+        options.cache_dir.clone(),
+        options.archive_dir.clone(),
+    ));
     supervise(options, client, engine, signals).await
 }
 
@@ -142,6 +151,7 @@ async fn supervise(
     for scope in &scopes {
         cluster::check_served(&client, scope.as_deref()).await?;
     }
+    warn_of_outdated_crd(&client).await;
     let metrics = Metrics::default();
     let readiness = Readiness::new(options.cache_dir.clone());
     let admin = Admin::bind(options.metrics_addr, readiness.clone(), metrics.clone()).await?;
@@ -157,12 +167,14 @@ async fn supervise(
         events::events(client.clone(), options.instance.clone(), metrics.clone());
     let trigger = {
         let watches = watches.clone();
-        Arc::new(move |name: &Name| watches.look_again(name))
+        let trigger: Trigger = Arc::new(move |name: &Name| watches.look_again(name));
+        trigger
     };
     let supervisor = Supervisor::new(
         options.concurrency,
         Arc::new(ClusterSecrets::new(client.clone())),
-        trigger,
+        Arc::new(ClusterReports::new(client.clone())),
+        Arc::clone(&trigger),
         metrics.clone(),
     );
     let context = Arc::new(Context {
@@ -176,6 +188,8 @@ async fn supervise(
         now: || whole_second(Timestamp::now()),
         sample: fastrand::f64,
         book: Book::default(),
+        look_again: trigger,
+        surveyed: CancellationToken::new(),
     });
 
     let mut parts = JoinSet::new();
@@ -200,8 +214,10 @@ async fn supervise(
     }
     let listed = watches.clone();
     let ready = readiness.clone();
+    let surveyor = Arc::clone(&context);
     let becoming_ready = async move {
         listed.wait_until_listed().await;
+        surveyor.survey(&listed.all());
         ready.set_listed(true);
         tracing::info!("ready");
         std::future::pending::<()>().await;
@@ -230,6 +246,15 @@ async fn supervise(
     tokio::select! {
         () = drain => Ok(()),
         () = signals.next() => Err(Error::Aborted),
+    }
+}
+
+/// Says at the start what would fail with every status later.
+async fn warn_of_outdated_crd(client: &Client) {
+    let missing = cluster::missing_status_fields(client).await;
+    if !missing.is_empty() {
+        let text = format!("it lacks {}", missing.join(", "));
+        tracing::error!("{}", Error::CrdOutdated { text });
     }
 }
 

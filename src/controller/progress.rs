@@ -61,7 +61,7 @@ impl Tracker {
         self.account(|account| account.copying)
     }
 
-    /// The numbers at this moment.
+    /// The numbers at this moment; `images_total` is 0 while nobody knows.
     pub(super) fn progress(&self, images_total: usize, now: Instant) -> Progress {
         self.account(|account| account.progress(images_total, now))
     }
@@ -96,6 +96,7 @@ impl Renderer for Tracker {
             Event::Planned { .. }
             | Event::Skipped { .. }
             | Event::Started { .. }
+            | Event::Reading { .. }
             | Event::Advanced { .. }
             | Event::Restarted { .. }
             | Event::Ended { .. } => {
@@ -126,6 +127,10 @@ impl Account {
                 self.directions.insert(*id, *direction);
                 return !std::mem::replace(&mut self.copying, true);
             }
+            Event::Reading { id, .. } => {
+                self.directions.insert(*id, Direction::Extract);
+                return !std::mem::replace(&mut self.copying, true);
+            }
             Event::Advanced { id, bytes } => {
                 if let Some(direction) = self.directions.get(id) {
                     metrics.bytes(*direction, *bytes);
@@ -133,11 +138,11 @@ impl Account {
             }
             Event::Ended { id, complete } => {
                 let ended = self.directions.remove(id);
-                if let Some(direction) = ended.filter(|_| *complete) {
-                    metrics.blob(match direction {
-                        Direction::Download => "downloaded",
-                        Direction::Upload => "uploaded",
-                    });
+                match ended.filter(|_| *complete) {
+                    Some(Direction::Download) => metrics.blob("downloaded"),
+                    Some(Direction::Upload) => metrics.blob("uploaded"),
+                    // The end of an archive, which is no blob.
+                    Some(Direction::Extract) | None => {}
                 }
             }
             Event::Planned { .. }

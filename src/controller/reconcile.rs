@@ -2,9 +2,9 @@
 //! status is handed to the writer. Nothing here waits for a copy or for a registry (operator rules K1, K18, G6).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,29 +23,36 @@ use kube::{
     },
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     api::{ImageMirror, ImageMirrorStatus, Progress},
     error::Class,
 };
 
 use super::{
+    annotations::Wishes,
     call::CALL_LIMIT,
+    claims::{Claimant, Claims},
     decide::{Facts, Memory, Step},
     engine::{Engine, Failure, Prepared},
     error::{Error, Result, api_error},
-    events::{Events, transition},
+    events::{Announcement, Events, transition},
     guard::Guarded,
     metrics::Metrics,
-    present::{Going, Scene},
+    present::{Ended, Going, Scene},
+    reports::Kept,
     schedule::{Jitter, Next, backoff},
-    supervise::{Order, Snapshot, Stage, Supervisor, panic_text},
+    supervise::{Finished, Order, Snapshot, Stage, Supervisor, Trigger, panic_text},
     target::{Name, Target},
-    verdict::judge,
+    verdict::{RunOutcome, judge},
     writer::StatusWriter,
 };
 
 /// Keeps a deleted mirror until its copy is stopped. Documented, since it has to be removed by hand where no operator runs.
 pub(super) const FINALIZER: &str = "imagepusher.io/stop-copies";
+/// Reason of the event that tells of a report that was not written.
+const REPORT_NOT_WRITTEN: &str = "ReportNotWritten";
 /// How often a copy that people see is looked at.
 const TICK: Duration = Duration::from_secs(5);
 /// How often a run is looked at that waits for a slot or has found nothing to copy so far; when that changes, it asks for a
@@ -68,6 +75,11 @@ pub(super) struct Context {
     /// A random number between 0 and 1.
     pub(super) sample: fn() -> f64,
     pub(super) book: Book,
+    /// Asks for a look at a mirror.
+    pub(super) look_again: Trigger,
+    /// Cancelled when all mirrors there are have claimed what they write. A look before that could begin a copy for the
+    /// younger of two.
+    pub(super) surveyed: CancellationToken,
 }
 
 /// What is remembered between looks. Lost at a restart, which costs nothing but a look more.
@@ -78,6 +90,9 @@ pub(super) struct Book {
     briefs: Mutex<HashMap<Name, Brief>>,
     /// Looks in a row that failed at the API server.
     failures: Mutex<HashMap<Name, u32>>,
+    /// What kept the last report of a mirror from being written: said once, not after every run.
+    report_troubles: Mutex<HashMap<Name, String>>,
+    claims: Mutex<Claims>,
 }
 
 /// What of a spec decides whether and when it is carried out.
@@ -88,7 +103,7 @@ struct Brief {
     generation: i64,
     run_key: String,
     interval: Option<Duration>,
-    images: usize,
+    images: Option<usize>,
 }
 
 /// A spec that is right.
@@ -105,6 +120,13 @@ pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Re
     let Some(target) = Target::of(&object) else {
         return Ok(Action::await_change());
     };
+    if tokio::time::timeout(CALL_LIMIT, context.surveyed.cancelled())
+        .await
+        .is_err()
+    {
+        // One watch that cannot list must not hold up the others for good.
+        context.surveyed.cancel();
+    }
     // A panic must cost this look alone: it would take the whole watch with it (operator rule K23).
     let result = AssertUnwindSafe(look(&target, &object, &context))
         .catch_unwind()
@@ -196,6 +218,67 @@ impl Context {
         lock(&self.book.runs).remove(name);
         lock(&self.book.briefs).remove(name);
         lock(&self.book.failures).remove(name);
+        lock(&self.book.report_troubles).remove(name);
+        self.unclaim(name);
+    }
+
+    /// Lets all these mirrors claim what they write, before the first of them is looked at.
+    pub(super) fn survey(&self, objects: &[Arc<Guarded>]) {
+        for object in objects {
+            if let (Guarded::Valid(mirror), Some(target)) = (&**object, Target::of(object))
+                && mirror.metadata.deletion_timestamp.is_none()
+            {
+                // What is wrong with a spec is told by its look, a bug of ours too.
+                let judged = || self.engine.prepare(&mirror.spec);
+                if let Ok(Ok(prepared)) = catch_unwind(AssertUnwindSafe(judged)) {
+                    self.claim(&target, mirror, &*prepared);
+                }
+            }
+        }
+        self.surveyed.cancel();
+    }
+
+    fn claim(&self, target: &Target, mirror: &ImageMirror, prepared: &dyn Prepared) {
+        let created = mirror.metadata.creation_timestamp.as_ref();
+        let claimant = Claimant {
+            created: created.map(|time| time.0),
+            uid: target.uid.clone(),
+            name: target.name.clone(),
+        };
+        let concerned = lock(&self.book.claims).put(&claimant, prepared.places());
+        self.look_again_at(&concerned);
+    }
+
+    fn unclaim(&self, name: &Name) {
+        let concerned = lock(&self.book.claims).remove(name);
+        self.look_again_at(&concerned);
+    }
+
+    fn look_again_at(&self, names: &BTreeSet<Name>) {
+        for name in names {
+            (self.look_again)(name);
+        }
+    }
+
+    /// Refuses a mirror that would write what an older one writes.
+    fn refuse_conflict(&self, name: &Name) -> Result<(), Failure> {
+        let claims = lock(&self.book.claims);
+        let Some((place, older)) = claims.older(name) else {
+            return Ok(());
+        };
+        // Who else has a namespace is nobody's business.
+        let older = if older.namespace == name.namespace {
+            format!("the ImageMirror {}", older.name)
+        } else {
+            "an ImageMirror of another namespace".to_owned()
+        };
+        Err(Failure::new(
+            "DestinationConflict",
+            Class::Config,
+            format!(
+                "{place} is written by {older}, which is older: give one of them another tag or repository"
+            ),
+        ))
     }
 
     /// Judges the spec and does the one thing to do.
@@ -206,20 +289,24 @@ impl Context {
             .current(target)
             .or_else(|| standing.cloned())
             .unwrap_or_default();
+        let wishes = Wishes::of(object.meta());
         let scene = Scene {
             base: &base,
             generation: object.meta().generation.unwrap_or(1),
+            run_key: None,
+            suspended: is_suspended(object),
+            wishes: &wishes,
             now: (self.now)(),
         };
         let outcome = match object {
             Guarded::Valid(mirror) => self
                 .judge(target, mirror, scene.generation)
                 .and_then(|judged| self.supervise(target, judged, &scene)),
-            Guarded::Malformed(malformed) => Err(Failure::new(
-                "InvalidSpec",
-                Class::Config,
-                malformed.problem.clone(),
-            )),
+            Guarded::Malformed(malformed) => {
+                self.unclaim(&target.name);
+                let problem = malformed.problem.clone();
+                Err(Failure::new("InvalidSpec", Class::Config, problem))
+            }
         };
         let (status, action) = outcome.unwrap_or_else(|failure| {
             self.supervisor.discard(&target.name);
@@ -252,7 +339,9 @@ impl Context {
                 prepared: None,
             });
         }
-        let prepared = self.engine.prepare(&mirror.spec)?;
+        let prepared = self.engine.prepare(&mirror.spec);
+        let prepared = prepared.inspect_err(|_| self.unclaim(&target.name))?;
+        self.claim(target, mirror, &*prepared);
         let brief = Brief {
             uid: target.uid.clone(),
             generation,
@@ -275,11 +364,12 @@ impl Context {
         judged: Judged<'_>,
         scene: &Scene<'_>,
     ) -> Result<(ImageMirrorStatus, Action), Failure> {
-        let Judged {
-            mirror,
-            brief,
-            prepared,
-        } = judged;
+        self.refuse_conflict(&target.name)?;
+        let brief = &judged.brief.clone();
+        let scene = &Scene {
+            run_key: Some(&brief.run_key),
+            ..*scene
+        };
         let run = self.supervisor.inspect(&target.name, Instant::now());
         let memory = lock(&self.book.runs).get(&target.name).cloned();
         let mut facts = Facts {
@@ -287,6 +377,8 @@ impl Context {
             run_key: &brief.run_key,
             generation: scene.generation,
             interval: brief.interval,
+            suspended: scene.suspended,
+            wishes: scene.wishes,
             now: scene.now,
             jitter: self.jitter,
             run: run.as_ref().map(Snapshot::view),
@@ -298,65 +390,163 @@ impl Context {
             lock(&self.book.runs).insert(target.name.clone(), recalled.clone());
             facts.memory = Some(recalled);
         }
-        Ok(match (facts.step(), &run) {
-            (Step::Start { again }, _) => {
-                let prepared = match prepared {
-                    Some(prepared) => prepared,
-                    None => self.engine.prepare(&mirror.spec)?,
-                };
-                if !again {
-                    lock(&self.book.runs).remove(&target.name);
-                }
-                self.supervisor.start(Order {
-                    target: target.clone(),
-                    prepared,
-                    again,
-                });
-                let run = self.supervisor.inspect(&target.name, Instant::now());
-                watched(scene, again, brief.images, run.as_ref())
+        Ok(match facts.step() {
+            Step::Start { again } => self.start(target, judged, scene, again)?,
+            Step::Conclude => self.conclude(target, judged.mirror, &facts, scene, run.as_ref()),
+            Step::Cancel => self.cancel(target, &facts, scene, run.as_ref()),
+            Step::Watch => watched(scene, brief.images, run.as_ref()),
+            Step::Rest(next) => (scene.at_rest(next.map(Time)), at(next, scene.now)),
+            Step::Suspend { judged } => {
+                // What still goes on was asked for by an earlier spec.
+                self.supervisor.discard(&target.name);
+                (scene.paused(judged), Action::await_change())
             }
-            (Step::Conclude, Some(run)) => {
-                let Some(outcome) = self.supervisor.take_finished(&target.name) else {
-                    return Ok(watched(scene, run.again, run.images, Some(run)));
-                };
-                let names: Vec<String> = mirror
-                    .spec
-                    .destinations
-                    .iter()
-                    .map(|destination| destination.name.clone())
-                    .collect();
-                let failed_before = match facts.memory {
-                    Some(Memory {
-                        next: Next::Backoff { failures, .. },
-                        ..
-                    }) => *failures,
-                    _ => 0,
-                };
-                let verdict = judge(&outcome, &names, failed_before);
-                let memory = facts.remember(verdict.next, (self.sample)());
-                let next = memory.at(brief.interval, self.jitter);
-                lock(&self.book.runs).insert(target.name.clone(), memory);
-                let status = scene.concluded(&verdict, run.again, next);
-                (status, at(next, scene.now))
-            }
-            (Step::Watch | Step::Conclude, run) => {
-                let again = run.as_ref().is_some_and(|run| run.again);
-                watched(scene, again, brief.images, run.as_ref())
-            }
-            (Step::Rest(next), _) => (scene.at_rest(next.map(Time)), at(next, scene.now)),
         })
+    }
+
+    /// Begins a run.
+    fn start(
+        &self,
+        target: &Target,
+        judged: Judged<'_>,
+        scene: &Scene<'_>,
+        again: bool,
+    ) -> Result<(ImageMirrorStatus, Action), Failure> {
+        let prepared = match judged.prepared {
+            Some(prepared) => prepared,
+            None => self.engine.prepare(&judged.mirror.spec)?,
+        };
+        if !again {
+            lock(&self.book.runs).remove(&target.name);
+        }
+        self.supervisor.start(Order {
+            target: target.clone(),
+            prepared,
+            again,
+            requested: scene.wishes.run.clone(),
+        });
+        let run = self.supervisor.inspect(&target.name, Instant::now());
+        Ok(watched(scene, judged.brief.images, run.as_ref()))
+    }
+
+    /// Judges a run that is over.
+    fn conclude(
+        &self,
+        target: &Target,
+        mirror: &ImageMirror,
+        facts: &Facts<'_>,
+        scene: &Scene<'_>,
+        run: Option<&Snapshot>,
+    ) -> (ImageMirrorStatus, Action) {
+        let Some(Finished { outcome, kept }) = self.supervisor.take_finished(&target.name) else {
+            return watched(scene, run.and_then(|run| run.images), run);
+        };
+        self.tell_of_report(target, &kept);
+        let names: Vec<String> = mirror
+            .spec
+            .destinations
+            .iter()
+            .map(|destination| destination.name.clone())
+            .collect();
+        let failed_before = match facts.memory {
+            Some(Memory {
+                next: Next::Backoff { failures, .. },
+                ..
+            }) => *failures,
+            _ => 0,
+        };
+        let verdict = judge(&outcome, &names, failed_before);
+        let ended = Ended {
+            verdict: &verdict,
+            again: run.is_some_and(|run| run.again),
+            next: None,
+            requested: run.and_then(|run| run.requested.as_deref()),
+            reports: kept.references.as_deref(),
+        };
+        self.end(target, facts, scene, ended)
+    }
+
+    /// Stops a run because somebody asked for it.
+    fn cancel(
+        &self,
+        target: &Target,
+        facts: &Facts<'_>,
+        scene: &Scene<'_>,
+        run: Option<&Snapshot>,
+    ) -> (ImageMirrorStatus, Action) {
+        self.supervisor.discard(&target.name);
+        let verdict = judge(&RunOutcome::Cancelled, &[], 0);
+        let ended = Ended {
+            verdict: &verdict,
+            again: run.map_or_else(|| facts.is_judged(), |run| run.again),
+            next: None,
+            // Of a run that a restart cut off nobody knows any more what it answered.
+            requested: match run {
+                Some(run) => run.requested.as_deref(),
+                None => scene.wishes.run.as_deref(),
+            },
+            reports: None,
+        };
+        self.end(target, facts, scene, ended)
+    }
+
+    /// Remembers a run that is over, says what it means, and when to look again.
+    fn end(
+        &self,
+        target: &Target,
+        facts: &Facts<'_>,
+        scene: &Scene<'_>,
+        ended: Ended<'_>,
+    ) -> (ImageMirrorStatus, Action) {
+        let memory = facts.remember(ended.verdict.next, (self.sample)());
+        let next = memory.at(facts.interval, self.jitter);
+        lock(&self.book.runs).insert(target.name.clone(), memory);
+        let status = scene.concluded(&Ended { next, ..ended });
+        let asked_again = scene.wishes.run != status.last_handled_reconcile_at;
+        let action = match scene.wishes.run {
+            _ if scene.suspended => Action::await_change(),
+            // Asked for while the run went on: it may have passed by what changed meanwhile.
+            Some(_) if asked_again => Action::requeue(Duration::ZERO),
+            _ => at(next, scene.now),
+        };
+        (status, action)
+    }
+
+    /// Says once that a report could not be written.
+    fn tell_of_report(&self, target: &Target, kept: &Kept) {
+        let mut troubles = lock(&self.book.report_troubles);
+        let Some(trouble) = &kept.trouble else {
+            troubles.remove(&target.name);
+            return;
+        };
+        let before = troubles.insert(target.name.clone(), trouble.clone());
+        if before.as_ref() != Some(trouble) {
+            let announcement = Announcement {
+                warning: true,
+                reason: REPORT_NOT_WRITTEN.to_owned(),
+                note: format!("the report of the run could not be kept: {trouble}"),
+            };
+            self.events.announce(target, announcement);
+        }
+    }
+}
+
+/// Whether nothing new may start. Of an object that cannot be read nobody knows; nothing starts there anyhow.
+fn is_suspended(object: &Guarded) -> bool {
+    match object {
+        Guarded::Valid(mirror) => mirror.spec.is_suspended(),
+        Guarded::Malformed(_) => false,
     }
 }
 
 /// The status of a run that goes on, and when to look again.
 fn watched(
     scene: &Scene<'_>,
-    again: bool,
-    images: usize,
+    images: Option<usize>,
     run: Option<&Snapshot>,
 ) -> (ImageMirrorStatus, Action) {
     let going = Going {
-        again,
+        again: run.is_some_and(|run| run.again),
         queued: run.is_some_and(|run| run.stage == Stage::Queued),
         copying: run.is_some_and(|run| run.copying),
         images,

@@ -2,7 +2,6 @@
 //! nobody to answer it, a call too few is waited for in vain.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -15,6 +14,7 @@ use http_body_util::BodyExt as _;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{Client, Resource as _, client::Body, runtime::controller::Action};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tower_test::mock;
 
@@ -22,26 +22,31 @@ use super::{
     cluster::{ClusterStatuses, Watches, check_served},
     engine::{Engine, Failure, Prepared},
     error::Error,
-    events, fixtures,
+    events,
+    fixtures::{self, concluded, scene},
     guard::Guarded,
     metrics::Metrics,
-    present::Scene,
     reconcile::{Book, Context, FINALIZER, after_failure, reconcile},
+    reports::Forgetful,
     schedule::Jitter,
-    secrets::{ClusterSecrets, SecretSource as _},
+    secrets::ClusterSecrets,
     supervise::Supervisor,
-    target::Target,
-    verdict::{RunOutcome, judge},
+    target::{Name, Target},
+    verdict::RunOutcome,
     watch::open_watches,
     writer::{StatusSink as _, StatusWriter, Written},
 };
 use crate::{
     api::{
-        ImageMirrorSpec, ImageMirrorStatus,
+        CANCEL, ImageMirror, ImageMirrorSpec, ImageMirrorStatus, REQUESTED_AT,
+        REQUESTED_AT_OF_FLUX, Transfer,
         condition::{READY, RECONCILING, STALLED, find},
+        parse_duration,
     },
     error::Class,
 };
+
+mod objects;
 
 type Handle = mock::Handle<Request<Body>, Response<Body>>;
 
@@ -93,11 +98,12 @@ impl Call {
     }
 }
 
-/// An engine whose runs never end by themselves, and that tells when one is dropped.
+/// An engine whose runs end when they are let go, and that tells when one is dropped.
 #[derive(Default)]
 struct Endless {
     prepared: Arc<AtomicU32>,
     dropped: Arc<Mutex<u32>>,
+    let_go: Arc<Notify>,
 }
 
 struct EndlessRun(Arc<Mutex<u32>>);
@@ -116,9 +122,21 @@ impl Engine for Endless {
             return Err(fixtures::failure(Class::Config));
         }
         let run = EndlessRun(Arc::clone(&self.dropped));
-        Ok(fixtures::TestRun::boxed("key", async move {
-            std::future::pending::<()>().await;
-            drop(run);
+        let let_go = Arc::clone(&self.let_go);
+        let key = if spec.transfer.is_some() {
+            "another key"
+        } else {
+            "key"
+        };
+        let destinations = spec.destinations.iter();
+        Ok(Box::new(fixtures::TestRun {
+            key,
+            interval: spec.interval.as_deref().and_then(parse_duration),
+            places: destinations.map(|each| each.repository.clone()).collect(),
+            work: Box::pin(async move {
+                let_go.notified().await;
+                drop(run);
+            }),
         }))
     }
 }
@@ -128,20 +146,38 @@ struct Bed {
     handle: Handle,
     specs_prepared: Arc<AtomicU32>,
     runs_dropped: Arc<Mutex<u32>>,
+    let_go: Arc<Notify>,
+    looked_again: Arc<Mutex<Vec<Name>>>,
 }
 
 fn bed() -> Bed {
+    let bed = bed_at_the_start();
+    bed.context.surveyed.cancel();
+    bed
+}
+
+/// Before the mirrors that there are have claimed what they write.
+fn bed_at_the_start() -> Bed {
     let (client, handle) = server();
     let engine = Endless::default();
     let runs_dropped = Arc::clone(&engine.dropped);
     let specs_prepared = Arc::clone(&engine.prepared);
+    let let_go = Arc::clone(&engine.let_go);
     let metrics = Metrics::default();
     let (events, _publisher) = events::events(client.clone(), None, metrics.clone());
     let secrets = Arc::new(ClusterSecrets::new(client.clone()));
+    let looked_again = Arc::<Mutex<Vec<Name>>>::default();
+    let told = Arc::clone(&looked_again);
     let context = Arc::new(Context {
         client,
         engine: Arc::new(engine),
-        supervisor: Supervisor::new(1, secrets, Arc::new(|_| {}), metrics.clone()),
+        supervisor: Supervisor::new(
+            1,
+            secrets,
+            Arc::new(Forgetful),
+            Arc::new(|_| {}),
+            metrics.clone(),
+        ),
         writer: StatusWriter::new(),
         events,
         metrics,
@@ -149,12 +185,16 @@ fn bed() -> Bed {
         now: || Timestamp::UNIX_EPOCH,
         sample: || 0.5,
         book: Book::default(),
+        look_again: Arc::new(move |name| told.lock().unwrap().push(name.clone())),
+        surveyed: CancellationToken::new(),
     });
     Bed {
         context,
         handle,
         specs_prepared,
         runs_dropped,
+        let_go,
+        looked_again,
     }
 }
 
@@ -384,17 +424,12 @@ async fn a_spec_is_judged_once_however_often_it_is_looked_at() {
 #[tokio::test]
 async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict() {
     let mut bed = bed();
-    let verdict = judge(
+    let standing = concluded(
+        &scene(&ImageMirrorStatus::default(), 1, Timestamp::UNIX_EPOCH),
         &RunOutcome::Reported(fixtures::report(&[&[None]])),
-        &["a".to_owned()],
-        0,
+        false,
+        None,
     );
-    let scene = Scene {
-        base: &ImageMirrorStatus::default(),
-        generation: 1,
-        now: Timestamp::UNIX_EPOCH,
-    };
-    let standing = scene.concluded(&verdict, false, None);
     for generation in [1, 2] {
         let mut mirror = fixtures::mirror();
         mirror.metadata.generation = Some(generation);
@@ -405,6 +440,265 @@ async fn an_edit_of_the_interval_after_a_restart_keeps_the_verdict() {
         assert_eq!(status.observed_generation, generation);
         assert_eq!(status.ready.as_deref(), Some("True"));
         assert_eq!(status.synced.as_deref(), Some("1/1"));
+    }
+}
+
+/// The mirror with this change.
+fn changed(change: impl FnOnce(&mut ImageMirror)) -> Guarded {
+    let mut mirror = fixtures::mirror();
+    change(&mut mirror);
+    Guarded::Valid(Box::new(mirror))
+}
+
+fn suspended(generation: i64) -> Guarded {
+    changed(|mirror| {
+        mirror.spec.suspend = Some(true);
+        mirror.metadata.generation = Some(generation);
+    })
+}
+
+fn annotated(name: &str, value: &str) -> Guarded {
+    changed(|mirror| {
+        let pair = (name.to_owned(), value.to_owned());
+        mirror.metadata.annotations = Some([pair].into());
+    })
+}
+
+fn ready(status: &ImageMirrorStatus) -> (&str, &str, &str) {
+    let ready = find(&status.conditions, READY).unwrap();
+    (&ready.status, &ready.reason, &ready.message)
+}
+
+impl Bed {
+    /// Lets the task of a run go on until it waits.
+    async fn settle(&self) {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets the run end.
+    async fn finish_run(&self) {
+        self.settle().await;
+        self.let_go.notify_one();
+        self.settle().await;
+    }
+
+    fn runs(&self) -> bool {
+        let name = Target::of(&object()).unwrap().name;
+        let run = self
+            .context
+            .supervisor
+            .inspect(&name, std::time::Instant::now());
+        run.is_some()
+    }
+}
+
+/// Operator rule G2.
+#[tokio::test]
+async fn a_mirror_that_is_suspended_during_a_copy_lets_it_finish_and_starts_no_other() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    bed.settle().await;
+    look(&mut bed, suspended(2), nobody).await.unwrap();
+    let mid = status(&bed);
+    assert!(bed.runs(), "it goes on");
+    assert_eq!(
+        ready(&mid),
+        ("Unknown", "Progressing", "suspended: copying 1 image")
+    );
+    assert_eq!(
+        (mid.observed_generation, mid.next_sync_time.clone()),
+        (2, None)
+    );
+
+    bed.finish_run().await;
+    for _ in 0..2 {
+        let action = look(&mut bed, suspended(2), nobody).await.unwrap();
+        assert_eq!(action, Action::await_change());
+        let end = status(&bed);
+        assert_eq!((ready(&end).0, ready(&end).1), ("True", "Succeeded"));
+        assert!(ready(&end).2.starts_with("suspended: "), "{end:#?}");
+        assert_eq!((end.next_sync_time, bed.runs()), (None, false));
+    }
+
+    let resumed = changed(|mirror| mirror.metadata.generation = Some(3));
+    let action = look(&mut bed, resumed, nobody).await.unwrap();
+    assert_eq!(
+        action,
+        Action::requeue(Duration::from_hours(1)),
+        "not due yet"
+    );
+    let end = status(&bed);
+    assert!(!ready(&end).2.contains("suspended"), "{end:#?}");
+    assert!(end.next_sync_time.is_some());
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_suspended_from_the_start_waits_and_runs_when_it_is_resumed() {
+    let mut bed = bed();
+    let action = look(&mut bed, suspended(1), nobody).await.unwrap();
+    assert_eq!(action, Action::await_change());
+    let waiting = status(&bed);
+    assert_eq!(
+        (ready(&waiting).0, ready(&waiting).1),
+        ("Unknown", "Suspended")
+    );
+    assert_eq!(find(&waiting.conditions, RECONCILING), None);
+    assert!(!bed.runs());
+    let resumed = changed(|mirror| mirror.metadata.generation = Some(2));
+    look(&mut bed, resumed, nobody).await.unwrap();
+    assert!(bed.runs());
+}
+
+#[tokio::test]
+async fn a_spec_that_is_edited_and_suspended_at_once_stops_the_copy_of_the_old_one() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    bed.settle().await;
+    let edited = changed(|mirror| {
+        mirror.spec.suspend = Some(true);
+        mirror.spec.transfer = Some(Transfer::default());
+        mirror.metadata.generation = Some(2);
+    });
+    look(&mut bed, edited, nobody).await.unwrap();
+    assert!(!bed.runs());
+    assert_eq!(ready(&status(&bed)).1, "Suspended");
+}
+
+/// Operator rule G3: what is asked for during a run may have changed after the run had read it.
+#[tokio::test]
+async fn a_request_during_a_run_is_answered_by_another_one_and_only_by_one() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    let asked = || annotated(REQUESTED_AT, "2026-11-22");
+    let handled = |bed: &Bed| status(bed).last_handled_reconcile_at;
+    look(&mut bed, asked(), nobody).await.unwrap();
+    bed.finish_run().await;
+    let action = look(&mut bed, asked(), nobody).await.unwrap();
+    assert_eq!(action, Action::requeue(Duration::ZERO));
+    assert_eq!((handled(&bed), bed.runs()), (None, false));
+
+    look(&mut bed, asked(), nobody).await.unwrap();
+    assert_eq!((handled(&bed), bed.runs()), (None, true));
+    bed.finish_run().await;
+    for _ in 0..2 {
+        let action = look(&mut bed, asked(), nobody).await.unwrap();
+        assert_eq!(action, Action::requeue(Duration::from_hours(1)));
+        assert_eq!(handled(&bed).as_deref(), Some("2026-11-22"));
+        assert!(!bed.runs());
+    }
+}
+
+#[tokio::test]
+async fn a_request_to_a_suspended_mirror_waits_until_it_is_resumed() {
+    let mut bed = bed();
+    let asked = |suspend: bool, generation: i64| {
+        changed(|mirror| {
+            mirror.spec.suspend = Some(suspend);
+            mirror.metadata.generation = Some(generation);
+            let pair = (REQUESTED_AT_OF_FLUX.to_owned(), "now".to_owned());
+            mirror.metadata.annotations = Some([pair].into());
+        })
+    };
+    look(&mut bed, asked(true, 1), nobody).await.unwrap();
+    assert_eq!(
+        (status(&bed).last_handled_reconcile_at, bed.runs()),
+        (None, false)
+    );
+    look(&mut bed, asked(false, 2), nobody).await.unwrap();
+    bed.finish_run().await;
+    look(&mut bed, asked(false, 2), nobody).await.unwrap();
+    assert_eq!(
+        status(&bed).last_handled_reconcile_at.as_deref(),
+        Some("now")
+    );
+}
+
+#[tokio::test]
+async fn a_cancelled_run_is_stopped_said_and_not_begun_again() {
+    let mut bed = bed();
+    look(&mut bed, object(), nobody).await.unwrap();
+    bed.settle().await;
+    let before = *bed.runs_dropped.lock().unwrap();
+    for _ in 0..2 {
+        let cancelled = annotated(CANCEL, "stop");
+        let action = look(&mut bed, cancelled, nobody).await.unwrap();
+        assert_eq!(action, Action::requeue(Duration::from_hours(1)));
+        bed.settle().await;
+        assert!(*bed.runs_dropped.lock().unwrap() > before && !bed.runs());
+        let status = status(&bed);
+        assert_eq!((ready(&status).0, ready(&status).1), ("False", "Cancelled"));
+        assert_eq!(status.last_handled_cancel_at.as_deref(), Some("stop"));
+        assert!(find(&status.conditions, STALLED).is_some());
+    }
+    // The same token stops no later run.
+    let again = changed(|mirror| {
+        let pairs = [(CANCEL, "stop"), (REQUESTED_AT, "now")];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        mirror.metadata.annotations = Some(pairs.into());
+    });
+    for _ in 0..2 {
+        look(&mut bed, again.clone(), nobody).await.unwrap();
+        assert!(bed.runs());
+    }
+}
+
+/// Design part 3: two mirrors, one destination reference.
+#[tokio::test]
+async fn the_younger_of_two_that_write_one_place_waits_until_the_older_is_gone() {
+    let younger = |namespace: &str| {
+        changed(|mirror| {
+            mirror.metadata.name = Some("younger".to_owned());
+            mirror.metadata.namespace = Some(namespace.to_owned());
+            mirror.metadata.uid = Some("uid-2".to_owned());
+        })
+    };
+    for (namespace, who) in [
+        ("team", "the ImageMirror mirror"),
+        ("other", "an ImageMirror of another namespace"),
+    ] {
+        let mut bed = bed_at_the_start();
+        let target = Target::of(&younger(namespace)).unwrap();
+        let told = |bed: &Bed| bed.context.writer.current(&target).unwrap();
+        // Whichever is looked at first.
+        let context = Arc::clone(&bed.context);
+        let action = look(&mut bed, younger(namespace), async |_| {
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            context.survey(&[Arc::new(object()), Arc::new(malformed())]);
+        })
+        .await
+        .unwrap();
+        assert_eq!(action, Action::await_change());
+        let refused = told(&bed);
+        assert_eq!(
+            (ready(&refused).0, ready(&refused).1),
+            ("False", "DestinationConflict")
+        );
+        let expected = format!("localhost:2/image is written by {who}, which is older");
+        assert!(ready(&refused).2.starts_with(&expected), "{refused:#?}");
+        look(&mut bed, object(), nobody).await.unwrap();
+        assert_eq!(ready(&status(&bed)).1, "Progressing");
+
+        look(&mut bed, deleted(object()), async |handle| {
+            Call::next(handle)
+                .await
+                .answer(200, &json!({"metadata": {"name": "mirror"}}));
+        })
+        .await
+        .unwrap();
+        assert_eq!(
+            *bed.looked_again.lock().unwrap(),
+            std::slice::from_ref(&target.name)
+        );
+        look(&mut bed, younger(namespace), nobody).await.unwrap();
+        let run = bed
+            .context
+            .supervisor
+            .inspect(&target.name, std::time::Instant::now());
+        assert!(run.is_some());
     }
 }
 
@@ -449,42 +743,6 @@ async fn a_server_that_never_answers_ends_the_look_with_an_error() {
         matches!(result, Err(Error::ApiServerSilent { .. })),
         "{result:?}"
     );
-}
-
-#[tokio::test]
-async fn a_secret_that_cannot_be_read_is_told_by_name_and_missing_permission() {
-    for (code, reason, expected, text) in [
-        (
-            404,
-            "NotFound",
-            "SecretNotFound",
-            "Secret login does not exist in namespace team",
-        ),
-        (
-            403,
-            "Forbidden",
-            "AccessDenied",
-            "lacks the verb get on secrets in namespace team",
-        ),
-        (
-            500,
-            "InternalError",
-            "ApiServerUnavailable",
-            "the server says InternalError",
-        ),
-    ] {
-        let (client, mut handle) = server();
-        let secrets = ClusterSecrets::new(client);
-        let names = BTreeSet::from(["login".to_owned()]);
-        let (result, ()) = tokio::join!(secrets.read("team", &names), async {
-            let call = Call::next(&mut handle).await;
-            assert_eq!(call.uri, "/api/v1/namespaces/team/secrets/login");
-            call.refuse(code, reason);
-        });
-        let failure = result.unwrap_err();
-        assert_eq!(failure.reason, expected);
-        assert!(failure.message.contains(text), "{}", failure.message);
-    }
 }
 
 #[tokio::test]

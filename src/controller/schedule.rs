@@ -169,6 +169,22 @@ mod tests {
         }
     }
 
+    /// Operator rule G4: mirrors that were made together spread over the whole range.
+    #[test]
+    fn jitter_is_spread_evenly_over_its_range() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut tenths = [0_u32; 10];
+        for _ in 0..10_000 {
+            let at = seconds(Next::Interval, Some(100_000), random.f64()).unwrap();
+            let tenth = usize::try_from((at - 95_000) / 1_000).unwrap().min(9);
+            tenths[tenth] += 1;
+        }
+        assert!(
+            tenths.iter().all(|count| (900..1100).contains(count)),
+            "{tenths:?}"
+        );
+    }
+
     proptest! {
         #[test]
         fn nobody_is_asked_before_the_pause_it_asked_for(

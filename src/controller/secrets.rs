@@ -1,28 +1,31 @@
 //! Reads the Secrets of a run, each by name and anew for every run (operator rules K12 and R2): no list, no watch, nothing
 //! kept. What cannot be read is told by name and by the permission that is missing, never by content.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{Api, Client};
 
-use crate::{error::Class, mirror::SecretDocument};
+use crate::{
+    error::Class,
+    mirror::{ONLY_REGISTRY, SecretDocument, is_object_name},
+};
 
 use super::{
     call::{CALL_LIMIT, CallError, within},
-    engine::Failure,
+    engine::{Failure, Given, Needs},
     error::api_text,
 };
 
 /// Where Secrets come from.
 pub(super) trait SecretSource: Send + Sync + 'static {
-    /// Reads these Secrets of this namespace.
+    /// Reads what a run in this namespace needs.
     fn read<'a>(
         &'a self,
         namespace: &'a str,
-        names: &'a BTreeSet<String>,
-    ) -> BoxFuture<'a, Result<BTreeMap<String, SecretDocument>, Failure>>;
+        needs: &'a Needs,
+    ) -> BoxFuture<'a, Result<Given, Failure>>;
 }
 
 /// The Secrets of the cluster.
@@ -40,26 +43,158 @@ impl SecretSource for ClusterSecrets {
     fn read<'a>(
         &'a self,
         namespace: &'a str,
-        names: &'a BTreeSet<String>,
-    ) -> BoxFuture<'a, Result<BTreeMap<String, SecretDocument>, Failure>> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        Box::pin(async move {
-            let mut documents = BTreeMap::new();
-            for name in names {
-                let secret = within(CALL_LIMIT, api.get(name))
-                    .await
-                    .map_err(|error| failure(namespace, name, &error))?;
-                documents.insert(name.clone(), document(name, secret));
-            }
-            Ok(documents)
-        })
+        needs: &'a Needs,
+    ) -> BoxFuture<'a, Result<Given, Failure>> {
+        let reader = Reader {
+            namespace,
+            secrets: Api::namespaced(self.client.clone(), namespace),
+            accounts: Api::namespaced(self.client.clone(), namespace),
+        };
+        Box::pin(async move { reader.read(needs).await })
     }
 }
 
+/// Reads in one namespace.
+struct Reader<'a> {
+    namespace: &'a str,
+    secrets: Api<Secret>,
+    accounts: Api<ServiceAccount>,
+}
+
+impl Reader<'_> {
+    async fn read(&self, needs: &Needs) -> Result<Given, Failure> {
+        let mut given = Given::default();
+        for name in &needs.secrets {
+            let document = self.secret(name).await?;
+            given.secrets.insert(name.clone(), document);
+        }
+        // Accounts of one namespace mostly name the same Secrets.
+        let mut known = BTreeMap::new();
+        for account in &needs.accounts {
+            let documents = self.pull_secrets(account, &mut known).await?;
+            given.pull_secrets.insert(account.clone(), documents);
+        }
+        Ok(given)
+    }
+
+    async fn secret(&self, name: &str) -> Result<SecretDocument, Failure> {
+        match within(CALL_LIMIT, self.secrets.get(name)).await {
+            Ok(secret) => Ok(document(name, secret)),
+            Err(error) => Err(self.failure(Kind::Secret, name, &error)),
+        }
+    }
+
+    /// The imagePullSecrets of an account. As for the kubelet, one that does not exist is as good as not named.
+    async fn pull_secrets(
+        &self,
+        account: &str,
+        known: &mut BTreeMap<String, Option<SecretDocument>>,
+    ) -> Result<Vec<SecretDocument>, Failure> {
+        let answer = within(CALL_LIMIT, self.accounts.get(account)).await;
+        let answer = answer.map_err(|error| self.failure(Kind::Account, account, &error))?;
+        let mut documents = Vec::new();
+        for reference in answer.image_pull_secrets.unwrap_or_default() {
+            let name = reference.name;
+            // The API server lets any text through here, and it becomes part of a path (operator rule R5).
+            if !is_object_name(&name) {
+                continue;
+            }
+            if !known.contains_key(&name) {
+                let document = self.pull_secret(&name).await?;
+                known.insert(name.clone(), document);
+            }
+            documents.extend(known.get(&name).cloned().flatten());
+        }
+        Ok(documents)
+    }
+
+    async fn pull_secret(&self, name: &str) -> Result<Option<SecretDocument>, Failure> {
+        match within(CALL_LIMIT, self.secrets.get(name)).await {
+            Ok(secret) => Ok(Some(document(name, secret))),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(self.failure(Kind::Secret, name, &error)),
+        }
+    }
+
+    /// Why an object could not be read, as reason and words for the user.
+    fn failure(&self, kind: Kind, name: &str, error: &CallError) -> Failure {
+        let Words {
+            noun,
+            resource,
+            missing,
+        } = kind.words();
+        let namespace = self.namespace;
+        if is_not_found(error) {
+            return Failure::new(
+                missing,
+                Class::NotFound,
+                format!("{noun} {name} does not exist in namespace {namespace}"),
+            );
+        }
+        if error.status().is_some_and(kube::core::Status::is_forbidden) {
+            return Failure::new(
+                "AccessDenied",
+                Class::Auth,
+                format!(
+                    "the operator may not read {noun} {name}: its ServiceAccount lacks the verb get on {resource} in \
+                     namespace {namespace}"
+                ),
+            );
+        }
+        let text = match error {
+            CallError::Refused(error) => api_text(error),
+            CallError::Silent(_) => error.to_string(),
+        };
+        Failure::new(
+            "ApiServerUnavailable",
+            Class::Network,
+            format!("{noun} {name} could not be read: {text}"),
+        )
+    }
+}
+
+/// What kind of object is read.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Secret,
+    Account,
+}
+
+/// How failures speak of a kind.
+struct Words {
+    noun: &'static str,
+    resource: &'static str,
+    /// The reason where it is missing.
+    missing: &'static str,
+}
+
+impl Kind {
+    const fn words(self) -> Words {
+        match self {
+            Self::Secret => Words {
+                noun: "Secret",
+                resource: "secrets",
+                missing: "SecretNotFound",
+            },
+            Self::Account => Words {
+                noun: "ServiceAccount",
+                resource: "serviceaccounts",
+                missing: "ServiceAccountNotFound",
+            },
+        }
+    }
+}
+
+fn is_not_found(error: &CallError) -> bool {
+    error.status().is_some_and(kube::core::Status::is_not_found)
+}
+
 fn document(name: &str, secret: Secret) -> SecretDocument {
+    let annotations = secret.metadata.annotations.unwrap_or_default();
     SecretDocument {
         name: name.to_owned(),
         kind: secret.type_.unwrap_or_default(),
+        registry: annotations.get(ONLY_REGISTRY).cloned(),
         data: secret
             .data
             .unwrap_or_default()
@@ -67,35 +202,4 @@ fn document(name: &str, secret: Secret) -> SecretDocument {
             .map(|(key, value)| (key, value.0))
             .collect(),
     }
-}
-
-/// Why a Secret could not be read, as reason and words for the user.
-fn failure(namespace: &str, name: &str, error: &CallError) -> Failure {
-    let status = error.status();
-    if status.is_some_and(kube::core::Status::is_not_found) {
-        return Failure::new(
-            "SecretNotFound",
-            Class::NotFound,
-            format!("Secret {name} does not exist in namespace {namespace}"),
-        );
-    }
-    if status.is_some_and(kube::core::Status::is_forbidden) {
-        return Failure::new(
-            "AccessDenied",
-            Class::Auth,
-            format!(
-                "the operator may not read Secret {name}: its ServiceAccount lacks the verb get on secrets in namespace \
-                 {namespace}"
-            ),
-        );
-    }
-    let text = match error {
-        CallError::Refused(error) => api_text(error),
-        CallError::Silent(_) => error.to_string(),
-    };
-    Failure::new(
-        "ApiServerUnavailable",
-        Class::Network,
-        format!("Secret {name} could not be read: {text}"),
-    )
 }

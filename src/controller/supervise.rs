@@ -24,7 +24,9 @@ use super::{
     decide::RunView,
     engine::Prepared,
     metrics::Metrics,
+    present::short_key,
     progress::Tracker,
+    reports::{Kept, ReportKeeper},
     secrets::SecretSource,
     target::{Name, Target},
     verdict::RunOutcome,
@@ -44,6 +46,16 @@ pub(super) struct Order {
     pub(super) prepared: Box<dyn Prepared>,
     /// Whether it repeats a run of the same spec.
     pub(super) again: bool,
+    /// The request that it answers.
+    pub(super) requested: Option<String>,
+}
+
+/// A run that is over.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) outcome: RunOutcome,
+    /// What became of its report.
+    pub(super) kept: Kept,
 }
 
 /// All runs.
@@ -54,6 +66,7 @@ pub(super) struct Supervisor {
     slots: Arc<Semaphore>,
     tasks: TaskTracker,
     secrets: Arc<dyn SecretSource>,
+    reports: Arc<dyn ReportKeeper>,
     trigger: Trigger,
     metrics: Metrics,
 }
@@ -65,7 +78,8 @@ struct Run {
     uid: String,
     key: String,
     again: bool,
-    images: usize,
+    requested: Option<String>,
+    images: Option<usize>,
     phase: Arc<Mutex<Phase>>,
     tracker: Tracker,
     /// Held, not used: the run is stopped when it is dropped.
@@ -76,7 +90,7 @@ struct Run {
 enum Phase {
     Queued,
     Running,
-    Finished(RunOutcome),
+    Finished(Finished),
 }
 
 /// Where a run stands.
@@ -98,7 +112,8 @@ pub(super) struct Snapshot {
     pub(super) again: bool,
     pub(super) stage: Stage,
     pub(super) copying: bool,
-    pub(super) images: usize,
+    pub(super) requested: Option<String>,
+    pub(super) images: Option<usize>,
     pub(super) progress: Progress,
 }
 
@@ -118,6 +133,7 @@ impl Supervisor {
     pub(super) fn new(
         slots: usize,
         secrets: Arc<dyn SecretSource>,
+        reports: Arc<dyn ReportKeeper>,
         trigger: Trigger,
         metrics: Metrics,
     ) -> Self {
@@ -127,6 +143,7 @@ impl Supervisor {
             slots: Arc::new(Semaphore::new(slots)),
             tasks: TaskTracker::new(),
             secrets,
+            reports,
             trigger,
             metrics,
         }
@@ -138,6 +155,7 @@ impl Supervisor {
             target,
             prepared,
             again,
+            requested,
         } = order;
         let phase = Arc::new(Mutex::new(Phase::Queued));
         let (run_key, images) = (prepared.run_key(), prepared.image_count());
@@ -148,13 +166,14 @@ impl Supervisor {
         let mut runs = self.runs();
         // Dropped, and so stopped; how long that takes is a matter of turns.
         drop(runs.remove(&target.name));
-        let span = tracing::info_span!("run", mirror = %target.name, run = shown_key(&run_key));
+        let span = tracing::info_span!("run", mirror = %target.name, run = short_key(&run_key));
         let work = Work {
             target: target.clone(),
             prepared,
             turn: self.turn_of(&target.name),
             slots: Arc::clone(&self.slots),
             secrets: Arc::clone(&self.secrets),
+            reports: Arc::clone(&self.reports),
             trigger: Arc::clone(&self.trigger),
             metrics: self.metrics.clone(),
             tracker: tracker.clone(),
@@ -165,6 +184,7 @@ impl Supervisor {
             uid: target.uid,
             key: run_key,
             again,
+            requested,
             images,
             phase,
             tracker,
@@ -190,19 +210,20 @@ impl Supervisor {
             again: run.again,
             stage,
             copying: run.tracker.is_copying(),
+            requested: run.requested.clone(),
             images: run.images,
-            progress: run.tracker.progress(run.images, now),
+            progress: run.tracker.progress(run.images.unwrap_or_default(), now),
         })
     }
 
     /// Takes the result of a run that is over, and forgets the run.
-    pub(super) fn take_finished(&self, name: &Name) -> Option<RunOutcome> {
+    pub(super) fn take_finished(&self, name: &Name) -> Option<Finished> {
         let mut runs = self.runs();
         let finished = {
             let run = runs.get(name)?;
             let mut phase = run.phase.lock().unwrap_or_else(PoisonError::into_inner);
             match std::mem::replace(&mut *phase, Phase::Running) {
-                Phase::Finished(outcome) => Some(outcome),
+                Phase::Finished(finished) => Some(finished),
                 other => {
                     *phase = other;
                     None
@@ -265,11 +286,6 @@ impl Supervisor {
     }
 }
 
-/// Enough of a hash to tell runs apart in a log.
-fn shown_key(run_key: &str) -> &str {
-    run_key.get(..12).unwrap_or(run_key)
-}
-
 /// All that the task of a run needs.
 struct Work {
     target: Target,
@@ -277,6 +293,7 @@ struct Work {
     turn: Arc<Turn>,
     slots: Arc<Semaphore>,
     secrets: Arc<dyn SecretSource>,
+    reports: Arc<dyn ReportKeeper>,
     trigger: Trigger,
     metrics: Metrics,
     tracker: Tracker,
@@ -291,6 +308,7 @@ impl Work {
             turn,
             slots,
             secrets,
+            reports,
             trigger,
             metrics,
             tracker,
@@ -301,7 +319,7 @@ impl Work {
         };
         // Dropped last, after everything that writes.
         let _turn = turn.lock_owned().await;
-        let _slot = match slots.try_acquire() {
+        let slot = match slots.try_acquire() {
             Ok(slot) => slot,
             // The operator is going down: nobody asks for the result.
             Err(TryAcquireError::Closed) => return,
@@ -320,8 +338,8 @@ impl Work {
         let output = OutputManager::new(tracker);
         let work = async {
             let namespace = &target.name.namespace;
-            let documents = secrets.read(namespace, &prepared.secret_names()).await?;
-            prepared.run(namespace, documents, output).await
+            let given = secrets.read(namespace, &prepared.needs()).await?;
+            prepared.run(namespace, given, output).await
         };
         // A panic must fail this mirror alone (operator rule K23); what it left behind is dropped with the future.
         let outcome = match AssertUnwindSafe(work).catch_unwind().await {
@@ -333,8 +351,9 @@ impl Work {
                 RunOutcome::Panicked(text)
             }
         };
-        drop(running);
-        enter(Phase::Finished(outcome));
+        drop((running, slot));
+        let kept = reports.keep(&target, &outcome).await;
+        enter(Phase::Finished(Finished { outcome, kept }));
         trigger(&target.name);
     }
 }
@@ -350,18 +369,16 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::{BTreeMap, BTreeSet},
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::future::BoxFuture;
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::{
-        controller::{engine::Failure, fixtures::TestRun},
-        mirror::SecretDocument,
+    use crate::controller::{
+        engine::{Failure, Given, Needs},
+        fixtures::TestRun,
+        reports::Forgetful,
     };
 
     struct NoSecrets;
@@ -370,9 +387,9 @@ mod tests {
         fn read<'a>(
             &'a self,
             _namespace: &'a str,
-            _names: &'a BTreeSet<String>,
-        ) -> BoxFuture<'a, Result<BTreeMap<String, SecretDocument>, Failure>> {
-            Box::pin(std::future::ready(Ok(BTreeMap::new())))
+            _needs: &'a Needs,
+        ) -> BoxFuture<'a, Result<Given, Failure>> {
+            Box::pin(std::future::ready(Ok(Given::default())))
         }
     }
 
@@ -405,7 +422,13 @@ mod tests {
             counter.fetch_add(1, Ordering::SeqCst);
         });
         Bed {
-            supervisor: Supervisor::new(slots, Arc::new(NoSecrets), trigger, Metrics::default()),
+            supervisor: Supervisor::new(
+                slots,
+                Arc::new(NoSecrets),
+                Arc::new(Forgetful),
+                trigger,
+                Metrics::default(),
+            ),
             running: Arc::default(),
             let_go: Arc::default(),
             triggers,
@@ -443,6 +466,7 @@ mod tests {
                 },
                 prepared,
                 again: false,
+                requested: None,
             });
         }
 
@@ -501,7 +525,10 @@ mod tests {
         assert_eq!(bed.triggers.load(Ordering::SeqCst), 2);
         assert!(matches!(
             bed.supervisor.take_finished(&name("a")),
-            Some(RunOutcome::Reported(_))
+            Some(Finished {
+                outcome: RunOutcome::Reported(_),
+                ..
+            })
         ));
         assert_eq!(bed.stage("a"), None);
         assert!(bed.supervisor.take_finished(&name("b")).is_none());
@@ -600,7 +627,7 @@ mod tests {
         let bed = bed(2);
         bed.start("a", "k", false).await;
         bed.start("b", "k", true).await;
-        let outcome = bed.supervisor.take_finished(&name("b")).unwrap();
+        let outcome = bed.supervisor.take_finished(&name("b")).unwrap().outcome;
         assert!(
             matches!(&outcome, RunOutcome::Panicked(text) if text.contains("index out of bounds")),
             "{outcome:?}"

@@ -10,7 +10,7 @@ use crate::api::ImageMirror;
 use super::guard::Guarded;
 
 /// The name of a mirror in the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Name {
     /// Its namespace.
     pub(super) namespace: String,

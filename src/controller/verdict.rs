@@ -10,7 +10,10 @@ use crate::{
         DestinationStatus, FailureStatus, ImageOutcome, ImageStatus, MAX_FAILURES, MAX_IMAGES,
         Summary,
     },
-    error::handlers::{Recovery, recovery},
+    error::{
+        Class,
+        handlers::{Recovery, recovery},
+    },
     transfer::{Failure, ImageReport, RunReport},
 };
 
@@ -22,8 +25,12 @@ pub(super) const SUCCEEDED: &str = "Succeeded";
 pub(super) const PROGRESSING: &str = "Progressing";
 /// Reason of Reconciling and Ready: something failed and is tried again soon.
 pub(super) const PROGRESSING_WITH_RETRY: &str = "ProgressingWithRetry";
+/// Reason of Ready: nothing may start, and nothing was copied yet for this spec.
+pub(super) const SUSPENDED: &str = "Suspended";
+/// Reason of Ready: the run was stopped by the annotation.
+pub(super) const CANCELLED: &str = "Cancelled";
 /// Name of the failure of a run that ended by a bug of ours.
-const RUN_PANICKED: &str = "RunPanicked";
+pub(super) const RUN_PANICKED: &str = "RunPanicked";
 
 /// How a run ended.
 #[derive(Debug, Clone)]
@@ -34,6 +41,8 @@ pub(super) enum RunOutcome {
     Refused(Failure),
     /// It ended by a bug of ours.
     Panicked(String),
+    /// Somebody asked that it be stopped.
+    Cancelled,
 }
 
 /// What a run means for its mirror.
@@ -75,7 +84,7 @@ pub(super) fn judge(outcome: &RunOutcome, destinations: &[String], failed_before
         RunOutcome::Reported(report) => judge_report(report, destinations, failures),
         RunOutcome::Refused(failure) => {
             let (reason, next) = match recovery(failure.class) {
-                Recovery::SpecChange => (failure.reason, Next::SpecChange),
+                Recovery::SpecChange => (failure.reason, after_final(failure.class)),
                 Recovery::Outside => (failure.reason, Next::Outside),
                 Recovery::Time => {
                     let asked = failure.retry_after.unwrap_or_default();
@@ -99,6 +108,22 @@ pub(super) fn judge(outcome: &RunOutcome, destinations: &[String], failed_before
             next: Next::backoff(failures, Duration::ZERO),
             figures: None,
         },
+        RunOutcome::Cancelled => Verdict {
+            ready: false,
+            reason: CANCELLED,
+            message: "the run was stopped on request; what was copied until then stays".to_owned(),
+            next: Next::Interval,
+            figures: None,
+        },
+    }
+}
+
+/// When a mirror is looked at again that no time and nobody outside mends. An archive changes without the spec, so it is
+/// looked at all the same.
+fn after_final(class: Class) -> Next {
+    match class {
+        Class::Archive => Next::Interval,
+        _ => Next::SpecChange,
     }
 }
 
@@ -134,7 +159,7 @@ fn judge_report(report: &RunReport, destinations: &[String], failed_runs: u32) -
         Recovery::SpecChange if figures.summary.failed < figures.summary.total => {
             (leading.reason, Next::Interval)
         }
-        Recovery::SpecChange => (leading.reason, Next::SpecChange),
+        Recovery::SpecChange => (leading.reason, after_final(leading.class)),
     };
     let verb = match next {
         Next::Backoff { failures, asked } if asked > backoff(failures) => format!(
@@ -303,9 +328,9 @@ mod tests {
     /// Design part 3, table of outcomes, for the fields that exist. `None` stands for a copied image.
     #[test]
     fn every_outcome_has_its_reason_and_its_next_look() {
-        use Class::{Auth, Config, Network, NotFound, Policy};
+        use Class::{Archive, Auth, Config, Network, NotFound, Policy};
         type Case<'a> = (&'a [&'a [Option<Class>]], bool, &'a str, Next);
-        let cases: [Case<'_>; 8] = [
+        let cases: [Case<'_>; 9] = [
             (&[&[None, None]], true, "Succeeded", Next::Interval),
             (
                 &[&[None, None], &[Some(Network), None]],
@@ -332,6 +357,8 @@ mod tests {
                 "PolicyFailed",
                 Next::Outside,
             ),
+            // The file changes without the spec.
+            (&[&[Some(Archive)]], false, "OtherFailed", Next::Interval),
             (
                 &[&[Some(Config), None]],
                 false,
@@ -364,6 +391,7 @@ mod tests {
     fn a_run_that_could_not_begin_is_judged_by_its_class_too() {
         for (class, reason, next) in [
             (Class::Config, "ConfigFailed", Next::SpecChange),
+            (Class::Archive, "OtherFailed", Next::Interval),
             (Class::NotFound, "NotFoundFailed", Next::Outside),
             (
                 Class::Network,
@@ -379,6 +407,16 @@ mod tests {
                 verdict.message
             );
         }
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_on_request_comes_again_with_the_interval() {
+        let verdict = judge(&RunOutcome::Cancelled, &names(), 5);
+        assert_eq!(
+            (verdict.ready, verdict.reason, verdict.next),
+            (false, "Cancelled", Next::Interval)
+        );
+        assert!(verdict.is_stalled() && verdict.figures.is_none());
     }
 
     /// Registry rule R15: a pause that was asked for also holds between runs.

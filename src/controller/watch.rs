@@ -15,6 +15,7 @@ use kube::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    annotations,
     cluster::{self, Watched, Watches},
     error::{self, Error},
     guard::Guarded,
@@ -92,7 +93,9 @@ impl Intake {
             })
             .applied_objects()
             .predicate_filter(
-                predicates::generation.combine(predicates::finalizers),
+                predicates::generation
+                    .combine(predicates::finalizers)
+                    .combine(annotations::fingerprint),
                 PredicateConfig::default(),
             );
         let results = Controller::for_stream(stream, store)

@@ -35,6 +35,8 @@ pub const EXIT_DONE: u8 = 0;
 pub const EXIT_FAILED: u8 = 1;
 /// Exit code for wrong arguments or files, found before anything started.
 pub const EXIT_USAGE: u8 = 2;
+/// Exit code when some images failed while others are where they should be.
+pub const EXIT_PARTLY_FAILED: u8 = 3;
 /// Exit code after an interrupt, as shells give it (128 + SIGINT).
 pub const EXIT_INTERRUPTED: u8 = 130;
 
@@ -46,6 +48,7 @@ pub const fn retry(class: Class) -> Retry {
         | Class::Auth
         | Class::NotFound
         | Class::Policy
+        | Class::Archive
         | Class::Storage
         | Class::Cancelled => Retry::Never,
         Class::Network | Class::RegistryStorage => Retry::Backoff,
@@ -58,7 +61,8 @@ pub const fn retry(class: Class) -> Retry {
 #[deny(clippy::wildcard_enum_match_arm)]
 pub const fn recovery(class: Class) -> Recovery {
     match class {
-        Class::Config => Recovery::SpecChange,
+        // A mirror of an archive is also tried again when the file changes.
+        Class::Config | Class::Archive => Recovery::SpecChange,
         Class::Auth | Class::NotFound | Class::Policy => Recovery::Outside,
         Class::RateLimited
         | Class::Network
@@ -84,6 +88,7 @@ pub const fn exit_code(class: Class, started: bool) -> u8 {
         | Class::Network
         | Class::RegistryStorage
         | Class::Digest
+        | Class::Archive
         | Class::Storage => EXIT_FAILED,
     }
 }
@@ -146,6 +151,7 @@ mod tests {
             let name: &str = class.into();
             let expected = match name {
                 "Config" => (Retry::Never, Recovery::SpecChange, EXIT_USAGE, EXIT_FAILED),
+                "Archive" => (Retry::Never, Recovery::SpecChange, EXIT_FAILED, EXIT_FAILED),
                 "Auth" | "NotFound" | "Policy" => {
                     (Retry::Never, Recovery::Outside, EXIT_FAILED, EXIT_FAILED)
                 }

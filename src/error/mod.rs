@@ -25,6 +25,8 @@ pub enum Class {
     RegistryStorage,
     /// Bytes are not what their digest says.
     Digest,
+    /// An archive is not what it must be: another look at the same file would end the same way.
+    Archive,
     /// Our own disk: full, read-only, broken.
     Storage,
     /// Stopped on request.

@@ -1,6 +1,9 @@
 //! What can be wrong with a mirror before anything is copied.
 
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
 use crate::{
+    archive,
     error::{Class, Classified},
     image, registry,
 };
@@ -69,6 +72,66 @@ pub enum Error {
         #[source]
         source: registry::Error,
     },
+    /// The ServiceAccount that a mirror names was not given.
+    #[error("ServiceAccount {account}, named by {field}, was not found")]
+    ServiceAccountNotFound {
+        /// The ServiceAccount.
+        account: String,
+        /// Path of the field that names it.
+        field: String,
+    },
+    /// There is no folder for archives.
+    #[error(
+        "there is no folder to look for {path} in: start the operator with --archive-dir, and `sync` with files or with \
+         --archive-dir"
+    )]
+    ArchiveFolderMissing {
+        /// The archive.
+        path: String,
+    },
+    /// The archive is not there.
+    #[error("there is no archive {path} in {}: put it there, or correct spec.source.archive.path", .folder.display())]
+    ArchiveNotFound {
+        /// The archive.
+        path: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+    },
+    /// The path of an archive is none that is followed.
+    #[error("the archive {path} {what}: put the file itself there")]
+    ArchivePathRefused {
+        /// The archive.
+        path: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The archive cannot be opened.
+    #[error("the archive {path} cannot be read")]
+    ArchiveUnreadable {
+        /// The archive.
+        path: String,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The archive is not what it should be, or not what the spec says of it.
+    #[error("{path}")]
+    Archive {
+        /// The archive.
+        path: String,
+        /// What the archive room says.
+        #[source]
+        source: Arc<archive::Error>,
+    },
+    /// What an archive holds does not go with the spec.
+    #[error(transparent)]
+    OfArchive(Box<Self>),
+    /// The run took longer than it may.
+    #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
+    RunTimedOut {
+        /// How long it might take.
+        timeout: Duration,
+    },
     /// A client cannot be made with what the Secrets hold.
     #[error("the registry of {field} cannot be used as given")]
     AccessInvalid {
@@ -80,6 +143,30 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Path of the field that is to blame, where one is.
+    #[deny(clippy::wildcard_enum_match_arm)]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::InvalidSpec { field, .. }
+            | Self::InvalidName { field, .. }
+            | Self::SecretNotFound { field, .. }
+            | Self::SecretInvalid { field, .. }
+            | Self::SecretUnreadable { field, .. }
+            | Self::ServiceAccountNotFound { field, .. }
+            | Self::AccessInvalid { field, .. } => Some(field),
+            Self::ArchiveFolderMissing { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
+            Self::OfArchive(error) => error.field(),
+            Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
+                None
+            }
+        }
+    }
+}
+
 impl Classified for Error {
     #[deny(clippy::wildcard_enum_match_arm)]
     fn class(&self) -> Class {
@@ -87,7 +174,17 @@ impl Classified for Error {
             Self::InvalidSpec { .. }
             | Self::InvalidName { .. }
             | Self::DestinationConflict { .. } => Class::Config,
-            Self::SecretNotFound { .. } => Class::NotFound,
+            Self::SecretNotFound { .. }
+            | Self::ServiceAccountNotFound { .. }
+            | Self::ArchiveNotFound { .. } => Class::NotFound,
+            // Nothing changes before somebody puts another file there, which may fit the spec.
+            Self::ArchivePathRefused { .. } | Self::OfArchive(_) => Class::Archive,
+            Self::Archive { source, .. } if source.class() == Class::Config => Class::Archive,
+            Self::Archive { source, .. } => source.class(),
+            Self::ArchiveFolderMissing { .. } => Class::Policy,
+            Self::ArchiveUnreadable { .. } => Class::Storage,
+            // Another run goes on where this one stopped.
+            Self::RunTimedOut { .. } => Class::Network,
             // The cure lies in the Secret, outside the spec.
             Self::SecretInvalid { .. }
             | Self::SecretUnreadable { .. }
@@ -102,9 +199,17 @@ impl Classified for Error {
             Self::InvalidName { .. } => "InvalidSpec",
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
+            Self::Archive { source, .. } => source.reason(),
+            Self::OfArchive(error) => error.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }
+            | Self::ServiceAccountNotFound { .. }
+            | Self::RunTimedOut { .. }
+            | Self::ArchiveFolderMissing { .. }
+            | Self::ArchiveNotFound { .. }
+            | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnreadable { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }
     }

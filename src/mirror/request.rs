@@ -1,110 +1,178 @@
-//! A validated mirror with its Secrets: clients and jobs, ready to run.
+//! A validated mirror with what only its surroundings know: ready to run.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     cache::Cache,
+    image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::{ClientOptions, Credential, RegistryClient},
-    transfer::{ImageJob, Registries, Run, RunReport, TransferOptions},
+    registry::Credential,
+    transfer::{Outcome, Registries, Run, RunReport, TransferOptions},
 };
 
 use super::{
-    Error, Result, SecretDocument,
+    ArchiveFolder, Error, Result, SecretDocument,
+    access::RegistryAccess,
+    plan::Plan,
     secret::NamedSecret,
-    validate::{ValidatedAccess, ValidatedMirror},
+    validate::{ValidatedMirror, Work},
 };
+
+/// What a mirror cannot say itself: Secrets, logins of ServiceAccounts, and where archives lie.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    /// The Secrets that [`ValidatedMirror::secret_names`] asked for, by name.
+    pub secrets: BTreeMap<String, SecretDocument>,
+    /// The imagePullSecrets of the ServiceAccounts that [`ValidatedMirror::service_accounts`] asked for, by account.
+    pub pull_secrets: BTreeMap<String, Vec<SecretDocument>>,
+    /// Logins for ServiceAccounts whose imagePullSecrets are not known; `None` where an unknown account is an error.
+    pub logins: Option<Logins>,
+    /// Where archives lie; `None` where there is no such folder.
+    pub archives: Option<ArchiveFolder>,
+}
+
+/// Finds the login for a repository outside of all Secrets: on the command line, among those of docker and podman.
+#[derive(Clone)]
+pub struct Logins(Arc<Finder>);
+
+/// The login for a repository, if there is one.
+type Finder = dyn Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync;
+
+impl Logins {
+    /// Logins that `find` knows.
+    pub fn new(
+        find: impl Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(find))
+    }
+}
+
+impl fmt::Debug for Logins {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Logins")
+    }
+}
+
+impl Given {
+    /// The login that a ServiceAccount has for a registry. One that none of its Secrets names is asked anonymously, as the
+    /// kubelet does.
+    pub(super) fn account_credential(
+        &self,
+        account: &str,
+        access: &RegistryAccess,
+    ) -> Result<Credential> {
+        let field = format!("{}.serviceAccountName", access.how.field);
+        let Some(documents) = self.pull_secrets.get(account) else {
+            return match &self.logins {
+                Some(Logins(find)) => {
+                    Ok(find(&access.host, &access.repository).unwrap_or_default())
+                }
+                None => Err(Error::ServiceAccountNotFound {
+                    account: account.to_owned(),
+                    field,
+                }),
+            };
+        };
+        for document in documents {
+            let secret = NamedSecret {
+                document,
+                field: field.clone(),
+            };
+            if let Some(credential) = secret.pull_credential(&access.host, &access.repository)? {
+                return Ok(credential);
+            }
+        }
+        Ok(Credential::Anonymous)
+    }
+}
 
 /// A run that only needs a cache.
 #[derive(Debug)]
 pub struct MirrorRequest {
-    jobs: Vec<ImageJob>,
+    work: Work,
+    given: Given,
     registries: Registries,
+    retry_attempts: u32,
     options: TransferOptions,
+    timeout: Duration,
     output: OutputManager,
 }
 
-impl MirrorRequest {
-    /// Carries the mirror out. Dropping the future cancels it.
-    pub async fn run(self, cache: &Cache) -> RunReport {
-        let Self {
-            jobs,
-            registries,
-            options,
-            output,
-        } = self;
-        Run::new(cache, registries, options, output)
-            .execute(&jobs)
-            .await
-    }
-}
-
-/// Makes a client for every registry access of the mirror.
+/// Puts in what only the surroundings know. Logins are looked at now where the registries are known already.
 pub(super) fn build(
     mirror: ValidatedMirror,
-    secrets: &BTreeMap<String, SecretDocument>,
+    given: Given,
     output: &OutputManager,
 ) -> Result<MirrorRequest> {
-    let mut registries = Registries::new();
-    for (id, access) in &mirror.accesses {
-        registries.insert(
-            id.clone(),
-            client(access, mirror.retry_attempts, secrets, output)?,
-        );
-    }
+    let ValidatedMirror {
+        work,
+        options,
+        retry_attempts,
+        timeout,
+        ..
+    } = mirror;
+    let registries = match &work {
+        Work::Copy(plan) => plan.registries(&given, retry_attempts, output)?,
+        Work::Extract { .. } => Registries::new(),
+    };
     Ok(MirrorRequest {
-        jobs: mirror.jobs,
+        work,
+        given,
         registries,
-        options: mirror.options,
+        retry_attempts,
+        options,
+        timeout,
         output: output.clone(),
     })
 }
 
-fn client(
-    access: &ValidatedAccess,
-    retry_attempts: u32,
-    secrets: &BTreeMap<String, SecretDocument>,
-    output: &OutputManager,
-) -> Result<RegistryClient> {
-    let mut options = ClientOptions {
-        skip_tls_verify: access.skip_tls_verify,
-        retry_attempts,
-        ..ClientOptions::default()
-    };
-    if let Some(name) = &access.secret {
-        let field = format!("{}.secretRef", access.field);
-        let secret = NamedSecret {
-            document: find(secrets, name, &field)?,
-            field: &field,
-        };
-        options.credential = secret.credential(&access.host, &access.repository)?;
-    } else {
-        options.credential = Credential::Anonymous;
+impl MirrorRequest {
+    /// Carries the mirror out. Dropping the future cancels it. When the mirror's timeout is over, images that are not
+    /// through have failed; the others keep their outcome.
+    ///
+    /// # Errors
+    /// Of an archive: what keeps it from being read, or from being sent where it should go.
+    pub async fn run(self, cache: &Cache) -> Result<RunReport> {
+        let deadline = Instant::now() + self.timeout;
+        match self.work {
+            Work::Copy(plan) => {
+                let run = Run::new(cache, self.registries, self.options, self.output);
+                let run = run.until(deadline, self.timeout);
+                Ok(run.execute(&plan.jobs).await)
+            }
+            Work::Extract {
+                archive,
+                destinations,
+            } => {
+                let timeout = self.timeout;
+                let folder = self.given.archives.as_ref();
+                let extracted = archive.extract(folder, cache, &self.output);
+                let extracted = timeout_at(deadline, extracted)
+                    .await
+                    .map_err(|_| Error::RunTimedOut { timeout })??;
+                let (images, are_new): (Vec<_>, Vec<_>) = extracted
+                    .into_iter()
+                    .map(|extracted| (extracted.image, extracted.is_new))
+                    .unzip();
+                let plan = Plan::new(&images, None, &destinations)
+                    .map_err(|error| Error::OfArchive(Box::new(error)))?;
+                let registries = plan.registries(&self.given, self.retry_attempts, &self.output)?;
+                let run = Run::new(cache, registries, self.options, self.output);
+                let mut report = run.until(deadline, timeout).execute(&plan.jobs).await;
+                note_extracted(&mut report, &are_new);
+                Ok(report)
+            }
+        }
     }
-    if let Some(name) = &access.cert_secret {
-        let field = format!("{}.certSecretRef", access.field);
-        let secret = NamedSecret {
-            document: find(secrets, name, &field)?,
-            field: &field,
-        };
-        secret.require_certificates()?;
-        options.ca_certificates = secret.certificate_authorities()?.into_iter().collect();
-        options.client_identity = secret.client_identity()?;
-    }
-    let invalid = |source| Error::AccessInvalid {
-        field: access.field.clone(),
-        source,
-    };
-    RegistryClient::new(access.endpoint.clone(), options, output.clone()).map_err(invalid)
 }
 
-fn find<'a>(
-    secrets: &'a BTreeMap<String, SecretDocument>,
-    name: &str,
-    field: &str,
-) -> Result<&'a SecretDocument> {
-    secrets.get(name).ok_or_else(|| Error::SecretNotFound {
-        secret: name.to_owned(),
-        field: field.to_owned(),
-    })
+/// For the run the images of an archive were in the cache already; for the mirror they came there just now.
+fn note_extracted(report: &mut RunReport, are_new: &[bool]) {
+    for (image, is_new) in report.images.iter_mut().zip(are_new) {
+        if *is_new && image.fetched == Outcome::UpToDate {
+            image.fetched = Outcome::Copied;
+        }
+    }
 }

@@ -6,10 +6,13 @@ use secrecy::SecretString;
 
 use crate::{
     image::{Host, RepositoryPath},
-    registry::{Credential, DockerConfig},
+    registry::{Credential, DockerConfig, Proxy},
 };
 
 use super::{Error, Result};
+
+/// Annotation of a Secret that names the only registry its login may go to.
+pub const ONLY_REGISTRY: &str = "imagepusher.io/registry";
 
 /// A Secret as it was read, without Kubernetes types.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,34 +21,42 @@ pub struct SecretDocument {
     pub name: String,
     /// Its type, for example `kubernetes.io/basic-auth`.
     pub kind: String,
+    /// The only registry its login may go to, as `host[:port]`, where it says so itself.
+    pub registry: Option<String>,
     /// Its decoded data.
     pub data: BTreeMap<String, Vec<u8>>,
 }
 
 impl fmt::Debug for SecretDocument {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, kind, data } = self;
+        let Self {
+            name,
+            kind,
+            registry,
+            data,
+        } = self;
         formatter
             .debug_struct("SecretDocument")
             .field("name", name)
             .field("kind", kind)
+            .field("registry", registry)
             .field("keys", &data.keys())
             .finish()
     }
 }
 
 /// A Secret with the field that names it, for messages.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct NamedSecret<'a> {
     pub(super) document: &'a SecretDocument,
-    pub(super) field: &'a str,
+    pub(super) field: String,
 }
 
 impl NamedSecret<'_> {
     fn invalid(&self, reason: impl Into<String>) -> Error {
         Error::SecretInvalid {
             secret: self.document.name.clone(),
-            field: self.field.to_owned(),
+            field: self.field.clone(),
             reason: reason.into(),
         }
     }
@@ -63,12 +74,24 @@ impl NamedSecret<'_> {
             .map_err(|_| self.invalid(format!("the value of the key {key} is not UTF-8 text")))
     }
 
+    /// Whether the Secret leaves its login to this registry.
+    fn may_go_to(&self, host: &Host) -> bool {
+        let only = self.document.registry.as_deref();
+        only.is_none_or(|only| only.eq_ignore_ascii_case(host.as_str()))
+    }
+
     /// The login for a repository.
     pub(super) fn credential(
         &self,
         host: &Host,
         repository: &RepositoryPath,
     ) -> Result<Credential> {
+        if !self.may_go_to(host) {
+            return Err(self.invalid(format!(
+                "its annotation imagepusher.io/registry keeps it from {host}: name the Secret for that registry, or \
+                 change the annotation"
+            )));
+        }
         match self.document.kind.as_str() {
             "kubernetes.io/dockerconfigjson" => self.docker_config(host, repository),
             "Opaque" if self.document.data.contains_key("token") => {
@@ -89,18 +112,31 @@ impl NamedSecret<'_> {
     }
 
     fn docker_config(&self, host: &Host, repository: &RepositoryPath) -> Result<Credential> {
-        let content = self.text(".dockerconfigjson")?;
-        let config =
-            DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
-                secret: self.document.name.clone(),
-                field: self.field.to_owned(),
-                source,
-            })?;
-        config.credential_for(host, repository).ok_or_else(|| {
+        let credential = self.pull_credential(host, repository)?;
+        credential.ok_or_else(|| {
             self.invalid(format!(
                 "its .dockerconfigjson holds no login for {host}/{repository}"
             ))
         })
+    }
+
+    /// The login for a repository, if the Secret, which is an imagePullSecret, has one.
+    pub(super) fn pull_credential(
+        &self,
+        host: &Host,
+        repository: &RepositoryPath,
+    ) -> Result<Option<Credential>> {
+        if !self.may_go_to(host) {
+            return Ok(None);
+        }
+        let content = self.text(".dockerconfigjson")?;
+        let config =
+            DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
+                secret: self.document.name.clone(),
+                field: self.field.clone(),
+                source,
+            })?;
+        Ok(config.credential_for(host, repository))
     }
 
     /// The certificate authorities to trust, PEM.
@@ -123,6 +159,28 @@ impl NamedSecret<'_> {
         ))
     }
 
+    /// The proxy: its address and, where it asks for them, user name and password, as Flux writes them.
+    pub(super) fn proxy(&self) -> Result<Proxy> {
+        let address = self.text("address")?;
+        let has = |key| self.document.data.contains_key(key);
+        let login = if has("username") || has("password") {
+            Some((self.text("username")?, self.text("password")?.into()))
+        } else {
+            None
+        };
+        // The error may hold the address, which is a value of the Secret: an address that cannot be read may be a login.
+        let proxy = Proxy::new(&address, login).map_err(|_| {
+            self.invalid(
+                "the value of the key address must be http://host[:port] or https://host[:port]; a login stands in the keys \
+                 username and password",
+            )
+        })?;
+        if has("noProxy") {
+            return Ok(proxy.except(&self.text("noProxy")?));
+        }
+        Ok(proxy)
+    }
+
     /// Refuses a Secret that says nothing about certificates.
     pub(super) fn require_certificates(&self) -> Result<()> {
         let keys = ["ca.crt", "tls.crt", "tls.key"];
@@ -138,6 +196,7 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
+    use crate::error::{Classified, handlers};
 
     fn document(kind: &str, data: &[(&str, &str)]) -> SecretDocument {
         let data = data
@@ -147,6 +206,7 @@ mod tests {
         SecretDocument {
             name: "login".into(),
             kind: kind.into(),
+            registry: None,
             data,
         }
     }
@@ -162,7 +222,7 @@ mod tests {
     fn credential(document: &SecretDocument) -> Result<Credential> {
         let named = NamedSecret {
             document,
-            field: "spec.source.registry.secretRef",
+            field: "spec.source.registry.secretRef".to_owned(),
         };
         named.credential(&host(), &path())
     }
@@ -195,6 +255,41 @@ mod tests {
             credential(&token),
             Ok(Credential::RegistryToken(_))
         ));
+    }
+
+    #[test]
+    fn a_secret_that_names_its_registry_goes_to_that_one_only() {
+        let config = r#"{"auths": {"registry.example:5000": {"auth": "dXNlcjpzM2NyZXQ="}}}"#;
+        for (registry, goes) in [
+            (None, true),
+            (Some("registry.example:5000"), true),
+            (Some("Registry.Example:5000"), true),
+            (Some("registry.example"), false),
+            (Some("evil.example"), false),
+            (Some(""), false),
+        ] {
+            let document = SecretDocument {
+                registry: registry.map(str::to_owned),
+                ..document(
+                    "kubernetes.io/dockerconfigjson",
+                    &[(".dockerconfigjson", config)],
+                )
+            };
+            let named = NamedSecret {
+                document: &document,
+                field: "spec.source.registry.serviceAccountName".to_owned(),
+            };
+            let pulled = named.pull_credential(&host(), &path()).unwrap();
+            assert_eq!(pulled.is_some(), goes, "{registry:?}");
+            match credential(&document) {
+                Ok(_) => assert!(goes, "{registry:?}"),
+                Err(error) => {
+                    let text = error.to_string();
+                    let expected = "imagepusher.io/registry keeps it from registry.example:5000";
+                    assert!(!goes && text.contains(expected), "{registry:?}: {text}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -241,6 +336,38 @@ mod tests {
                 "{text}"
             );
             assert!(!format!("{document:?}").contains("s3cret"));
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_read_and_a_wrong_one_is_refused_without_its_value() {
+        let proxy = |entries: &[(&str, &str)]| {
+            let named = NamedSecret {
+                document: &document("Opaque", entries),
+                field: "spec.source.registry.proxySecretRef".to_owned(),
+            };
+            named.proxy()
+        };
+        let login = ("username", "robot");
+        assert!(proxy(&[("address", "http://proxy.example:3128")]).is_ok());
+        assert!(
+            proxy(&[
+                ("address", "https://proxy.example"),
+                login,
+                ("password", "canary")
+            ])
+            .is_ok()
+        );
+        for entries in [
+            vec![],
+            vec![("address", "socks5://proxy.example/canary")],
+            vec![("address", "http://robot:canary@proxy.example")],
+            vec![("address", "http://proxy.example"), login],
+        ] {
+            let error = proxy(&entries).unwrap_err();
+            assert_eq!(error.reason(), "SecretInvalid");
+            let text = handlers::message(&error);
+            assert!(!text.contains("canary"), "{text}");
         }
     }
 }

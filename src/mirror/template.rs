@@ -4,18 +4,18 @@
 //! The result is validated, not the template: `{registry}` may hold a port, which a path must not.
 
 use crate::{
-    image::{self, Digest, Host, Repository, RepositoryPath, Tag},
+    image::{self, Digest, Repository, RepositoryPath, Tag},
     transfer::{TargetReference, digest_tag},
 };
 
 /// Puts the source's names into a destination's repository.
 pub(super) fn repository(
     template: &str,
-    host: &Host,
+    registry: &str,
     path: &RepositoryPath,
 ) -> Result<Repository, Unfilled> {
     let text = fill(template, |name| match name {
-        "registry" => Some(host.as_str().to_owned()),
+        "registry" => Some(registry.to_owned()),
         "repository" => Some(path.as_str().to_owned()),
         "name" => Some(path.last_component().to_owned()),
         _ => None,
@@ -95,11 +95,8 @@ mod tests {
     use crate::image::Algorithm;
 
     fn filled(template: &str) -> Result<String, Unfilled> {
-        let (host, path) = (
-            "quay.io".parse().unwrap(),
-            "prometheus/node-exporter".parse().unwrap(),
-        );
-        repository(template, &host, &path).map(|repository| repository.to_string())
+        let path = "prometheus/node-exporter".parse().unwrap();
+        repository(template, "quay.io", &path).map(|repository| repository.to_string())
     }
 
     #[test]
@@ -127,9 +124,9 @@ mod tests {
                 "{template}"
             );
         }
-        let (host, path) = ("registry:5000".parse().unwrap(), "app".parse().unwrap());
+        let (host, path) = ("registry:5000", "app".parse().unwrap());
         assert!(matches!(
-            repository("a.b/{registry}/app", &host, &path),
+            repository("a.b/{registry}/app", host, &path),
             Err(Unfilled::Name(_))
         ));
     }

@@ -3,60 +3,55 @@
 //! The API server has checked most of this already; files for `sync` never met one, and an older CRD may have let more
 //! through, so everything is checked again here.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
-    api::{self, Access, ImageMirrorSpec, RegistrySource, parse_duration},
-    image::{Digest, Host, ImageName, Reference, Repository, RepositoryPath, Tag},
+    api::{self, ImageMirrorSpec, parse_duration},
+    image::Digest,
     output::OutputManager,
-    registry::Endpoint,
-    transfer::{
-        Destination, ExistingBlobs, ImageJob, RegistryId, RegistryImage, TargetReference,
-        TransferOptions,
-    },
+    transfer::{ExistingBlobs, TransferOptions},
 };
 
 use super::{
-    Error, MirrorRequest, Result, SecretDocument, request,
-    template::{self, Unfilled},
+    Error, Given, MirrorRequest, Result,
+    access::ValidatedAccess,
+    archive::ValidatedArchive,
+    destination::{ValidatedDestination, destinations},
+    plan::Plan,
+    request,
+    source::{self, ValidatedSource},
 };
 
 /// Shorter intervals only load registries: the CRD says the same.
 const MIN_INTERVAL: Duration = Duration::from_mins(1);
+/// Shorter runs copy nothing.
+const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a run may take where nobody says otherwise: a mirror may need hours.
+const DEFAULT_TIMEOUT: Duration = Duration::from_hours(6);
+/// How often an archive is looked at where no interval says otherwise.
+const ARCHIVE_INTERVAL: Duration = Duration::from_mins(5);
 
 /// A mirror that can run, as far as its spec can tell.
 #[derive(Debug, Clone)]
 pub struct ValidatedMirror {
-    pub(super) jobs: Vec<ImageJob>,
-    /// Every registry access of the jobs.
-    pub(super) accesses: BTreeMap<RegistryId, ValidatedAccess>,
+    pub(super) work: Work,
     pub(super) options: TransferOptions,
     pub(super) retry_attempts: u32,
+    pub(super) timeout: Duration,
     interval: Option<Duration>,
     run_key: String,
 }
 
-/// How one registry of the mirror is reached.
+/// What is to be done.
 #[derive(Debug, Clone)]
-pub(super) struct ValidatedAccess {
-    /// Path of the source or destination in the spec, for messages.
-    pub(super) field: String,
-    pub(super) endpoint: Endpoint,
-    pub(super) host: Host,
-    pub(super) repository: RepositoryPath,
-    pub(super) secret: Option<String>,
-    pub(super) cert_secret: Option<String>,
-    pub(super) skip_tls_verify: bool,
-}
-
-/// One image the source selects.
-struct Selected {
-    reference: Reference,
-    /// The tag it is known by, if any: of `tag@digest`, the tag.
-    tag: Option<Tag>,
+pub(super) enum Work {
+    /// The spec alone names the images.
+    Copy(Plan),
+    /// The images show when the archive is read.
+    Extract {
+        archive: ValidatedArchive,
+        destinations: Vec<ValidatedDestination>,
+    },
 }
 
 /// Checks `spec`.
@@ -66,100 +61,65 @@ struct Selected {
 pub fn validate(spec: &ImageMirrorSpec) -> Result<ValidatedMirror> {
     let ImageMirrorSpec {
         source,
-        destinations,
+        destinations: places,
         interval,
+        timeout,
+        // Whether a run may start is not a matter of what it copies.
+        suspend: _,
         transfer: _,
     } = spec;
-    let registry = source
-        .registry
-        .as_ref()
-        .ok_or_else(|| invalid("spec.source", "registry must be set"))?;
-    let field = "spec.source.registry";
-    let repository = named(
-        field,
-        "repository",
-        registry.repository.parse::<Repository>(),
-    )?;
-    let host = repository.host().cloned().ok_or_else(|| {
-        invalid(
-            "spec.source.registry.repository",
-            "must be host[:port]/path, for example docker.io/library/nginx",
-        )
-    })?;
-    let source_id = RegistryId("source".to_owned());
-    let mut accesses = BTreeMap::from([(
-        source_id.clone(),
-        access(field.to_owned(), &host, repository.path(), &registry.access)?,
-    )]);
-    let images = selected(registry)?;
-    let mut jobs: Vec<ImageJob> = images
-        .iter()
-        .map(|image| job(&repository, &source_id, image))
-        .collect();
-    for (position, destination) in destinations.iter().enumerate() {
-        let field = format!("spec.destinations[{position}]");
-        if destinations[..position]
-            .iter()
-            .any(|earlier| earlier.name == destination.name)
-        {
-            return Err(invalid(
-                format!("{field}.name"),
-                format!("'{}' is used twice", destination.name),
-            ));
+    let destinations = destinations(places)?;
+    let work = match source::validate(source)? {
+        ValidatedSource::Registry { access, images } => {
+            Work::Copy(Plan::new(&images, Some(&access), &destinations)?)
         }
-        let target = template::repository(&destination.repository, &host, repository.path())
-            .map_err(|error| unfilled(format!("{field}.repository"), error))?;
-        let target_host = target.host().ok_or_else(|| {
-            invalid(
-                format!("{field}.repository"),
-                "must begin with a registry host, for example internal:5000/",
-            )
-        })?;
-        let id = RegistryId(format!("destination {}", destination.name));
-        accesses.insert(
-            id.clone(),
-            access(
-                field.clone(),
-                target_host,
-                target.path(),
-                &destination.access,
-            )?,
-        );
-        for (job, image) in jobs.iter_mut().zip(&images) {
-            let reference = template::tag(
-                &destination.tag,
-                image.tag.as_ref(),
-                image.reference.digest(),
-            )
-            .map_err(|error| unfilled(format!("{field}.tag"), error))?;
-            job.destinations.push(Destination {
-                name: destination.name.clone(),
-                registry: id.clone(),
-                repository: target.path().clone(),
-                reference,
-            });
+        ValidatedSource::Cache(image) => Work::Copy(Plan::new(&[image], None, &destinations)?),
+        ValidatedSource::Archive(archive) => {
+            Plan::rehearse(&destinations)?;
+            Work::Extract {
+                archive,
+                destinations,
+            }
         }
-    }
-    refuse_conflicts(&jobs, &accesses)?;
+    };
     let (options, retry_attempts) = transfer_options(&spec.transfer())?;
     Ok(ValidatedMirror {
-        jobs,
-        accesses,
+        work,
         options,
         retry_attempts,
+        timeout: timeout
+            .as_deref()
+            .map_or(Ok(DEFAULT_TIMEOUT), parse_timeout)?,
         interval: interval.as_deref().map(parse_interval).transpose()?,
         run_key: run_key(spec),
     })
 }
 
 impl ValidatedMirror {
-    /// Secrets the mirror needs, by name; all are of its own namespace.
+    /// Every registry access of the mirror, as the spec has it.
+    fn accesses(&self) -> Vec<&ValidatedAccess> {
+        match &self.work {
+            Work::Copy(plan) => plan.accesses.values().map(|access| &access.how).collect(),
+            Work::Extract { destinations, .. } => {
+                destinations.iter().map(|place| &place.access).collect()
+            }
+        }
+    }
+
+    /// Secrets the mirror names, each by name; all are of its own namespace.
     pub fn secret_names(&self) -> BTreeSet<String> {
-        self.accesses
-            .values()
-            .flat_map(|access| access.secret.iter().chain(&access.cert_secret))
-            .cloned()
-            .collect()
+        let accesses = self.accesses();
+        let names = accesses.into_iter().flat_map(ValidatedAccess::secrets);
+        names.cloned().collect()
+    }
+
+    /// ServiceAccounts whose imagePullSecrets the mirror needs; all are of its own namespace.
+    pub fn service_accounts(&self) -> BTreeSet<String> {
+        let accesses = self.accesses();
+        let names = accesses
+            .into_iter()
+            .filter_map(|access| access.service_account.clone());
+        names.collect()
     }
 
     /// Names what decides the copies: source, destinations and transfer. Two specs with equal keys ask for the same run, so
@@ -168,173 +128,46 @@ impl ValidatedMirror {
         self.run_key.clone()
     }
 
-    /// How often the source is looked at again; `None` = once per change of the spec.
-    pub const fn interval(&self) -> Option<Duration> {
+    /// How often the source is looked at again; `None` = once per change of the spec. An archive changes without the spec,
+    /// so it is looked at in any case.
+    pub fn interval(&self) -> Option<Duration> {
+        let is_archive = matches!(self.work, Work::Extract { .. });
         self.interval
+            .or_else(|| is_archive.then_some(ARCHIVE_INTERVAL))
     }
 
-    /// How many images the mirror selects.
-    pub const fn image_count(&self) -> usize {
-        self.jobs.len()
+    /// How many images the mirror selects; of an archive it shows when it is read.
+    pub fn image_count(&self) -> Option<usize> {
+        match &self.work {
+            Work::Copy(plan) => Some(plan.jobs.len()),
+            Work::Extract { .. } => None,
+        }
     }
 
-    /// Puts in the Secrets that [`ValidatedMirror::secret_names`] asked for, by name.
+    /// Whether it reads what other mirrors brought into the cache, and nothing else.
+    pub fn reads_cache(&self) -> bool {
+        match &self.work {
+            Work::Copy(plan) => plan.jobs.iter().all(|job| job.source.is_none()),
+            Work::Extract { .. } => false,
+        }
+    }
+
+    /// Every place that is known to be written, as its full name, with what is written there: two mirrors that write
+    /// different things to one place undo each other's work. Those of an archive show when it is read.
+    pub fn targets(&self) -> Vec<(String, String)> {
+        match &self.work {
+            Work::Copy(plan) => plan.targets().collect(),
+            Work::Extract { .. } => Vec::new(),
+        }
+    }
+
+    /// Puts in what only the surroundings know.
     ///
     /// # Errors
     /// When a Secret is missing, or does not hold what is needed from it.
-    pub fn into_request(
-        self,
-        secrets: &BTreeMap<String, SecretDocument>,
-        output: &OutputManager,
-    ) -> Result<MirrorRequest> {
-        request::build(self, secrets, output)
+    pub fn into_request(self, given: Given, output: &OutputManager) -> Result<MirrorRequest> {
+        request::build(self, given, output)
     }
-}
-
-/// The images the source selects, each once.
-fn selected(registry: &RegistrySource) -> Result<Vec<Selected>> {
-    let mut seen = BTreeSet::new();
-    let mut images = Vec::new();
-    for (position, tag) in registry.tags.iter().enumerate() {
-        if seen.insert(tag.0.as_str()) {
-            let tag: Tag = named(
-                &format!("spec.source.registry.tags[{position}]"),
-                "",
-                tag.0.parse(),
-            )?;
-            images.push(Selected {
-                reference: Reference::Tag(tag.clone()),
-                tag: Some(tag),
-            });
-        }
-    }
-    for (position, pinned) in registry.digests.iter().enumerate() {
-        if !seen.insert(pinned.0.as_str()) {
-            continue;
-        }
-        let field = format!("spec.source.registry.digests[{position}]");
-        let (tag, digest) = match pinned.0.split_once('@') {
-            Some((tag, digest)) => (Some(named(&field, "", tag.parse::<Tag>())?), digest),
-            None => (None, pinned.0.as_str()),
-        };
-        images.push(Selected {
-            reference: Reference::Digest(named(&field, "", digest.parse::<Digest>())?),
-            tag,
-        });
-    }
-    if images.is_empty() {
-        return Err(invalid(
-            "spec.source.registry",
-            "nothing selected: set at least one of tags and digests",
-        ));
-    }
-    Ok(images)
-}
-
-/// The job of an image, without destinations yet. In the cache it lies under what selected it: a pinned digest and the tag
-/// of the same name are two images.
-fn job(repository: &Repository, registry: &RegistryId, image: &Selected) -> ImageJob {
-    ImageJob {
-        cached: ImageName {
-            repository: repository.clone(),
-            reference: image.reference.clone(),
-        },
-        source: Some(RegistryImage {
-            registry: registry.clone(),
-            repository: repository.path().clone(),
-            reference: image.reference.clone(),
-        }),
-        destinations: Vec::new(),
-    }
-}
-
-fn access(
-    field: String,
-    host: &Host,
-    repository: &RepositoryPath,
-    access: &Access,
-) -> Result<ValidatedAccess> {
-    if access.is_insecure() && access.skips_tls_verification() {
-        return Err(invalid(
-            field,
-            "insecure means plain http, skipTLSVerify cannot apply: set one of them",
-        ));
-    }
-    let secret_name = |reference: &Option<api::SecretReference>, part: &str| {
-        let Some(reference) = reference else {
-            return Ok(None);
-        };
-        // The name becomes part of an API path (operator rule R5).
-        if is_object_name(&reference.name) {
-            return Ok(Some(reference.name.clone()));
-        }
-        Err(invalid(
-            format!("{field}.{part}.name"),
-            "must be the name of a Secret: lower-case letters, digits, '.' and '-', at most 253",
-        ))
-    };
-    Ok(ValidatedAccess {
-        endpoint: Endpoint::for_host(host, access.is_insecure()),
-        host: host.clone(),
-        repository: repository.clone(),
-        secret: secret_name(&access.secret_ref, "secretRef")?,
-        cert_secret: secret_name(&access.cert_secret_ref, "certSecretRef")?,
-        skip_tls_verify: access.skips_tls_verification(),
-        field,
-    })
-}
-
-/// A DNS subdomain, as names of Secrets are.
-fn is_object_name(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    !name.is_empty()
-        && name.len() <= 253
-        && name.split('.').all(|label| {
-            label.bytes().all(|byte| inner(byte) || byte == b'-')
-                && label.bytes().next().is_some_and(inner)
-                && label.bytes().last().is_some_and(inner)
-        })
-}
-
-/// Two images for one place would overwrite each other on every run.
-fn refuse_conflicts(
-    jobs: &[ImageJob],
-    accesses: &BTreeMap<RegistryId, ValidatedAccess>,
-) -> Result<()> {
-    let mut writers: HashMap<String, (&str, &Reference)> = HashMap::new();
-    for job in jobs {
-        for destination in &job.destinations {
-            let Destination {
-                name,
-                registry,
-                repository,
-                reference,
-            } = destination;
-            let source = &job.cached.reference;
-            let host = accesses.get(registry).map(|access| &access.endpoint);
-            let mut target = format!(
-                "{}/{repository}:{reference}",
-                host.map_or_else(String::new, |endpoint| endpoint.host().to_string())
-            );
-            if matches!(reference, TargetReference::WithDigest(_)) {
-                // Not known yet, but another one for each image.
-                target = format!("{target} of {source}");
-            }
-            let Some((first_name, first_source)) = writers.insert(target.clone(), (name, source))
-            else {
-                continue;
-            };
-            // One digest selected under two tags is one image.
-            if (first_name, first_source) != (name.as_str(), source) {
-                return Err(Error::DestinationConflict {
-                    target,
-                    first: format!("destination {first_name} with {first_source}"),
-                    second: format!("destination {name} with {source}"),
-                });
-            }
-        }
-    }
-    Ok(())
 }
 
 fn transfer_options(transfer: &api::Transfer) -> Result<(TransferOptions, u32)> {
@@ -377,6 +210,17 @@ fn parse_interval(text: &str) -> Result<Duration> {
         })
 }
 
+fn parse_timeout(text: &str) -> Result<Duration> {
+    parse_duration(text)
+        .filter(|timeout| *timeout >= MIN_TIMEOUT)
+        .ok_or_else(|| {
+            invalid(
+                "spec.timeout",
+                "must be a duration of at least 1s, for example 90s, 30m or 6h",
+            )
+        })
+}
+
 /// Hash of the fields that decide the copies, with their defaults, so that writing a default out changes nothing.
 fn run_key(spec: &ImageMirrorSpec) -> String {
     let deciding = serde_json::json!({
@@ -387,7 +231,7 @@ fn run_key(spec: &ImageMirrorSpec) -> String {
     Digest::of(deciding.to_string().as_bytes()).hex().to_owned()
 }
 
-fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Error {
+pub(super) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Error {
     Error::InvalidSpec {
         field: field.into(),
         reason: reason.into(),
@@ -395,23 +239,13 @@ fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Error {
 }
 
 /// Puts the field before what is wrong with a name in it.
-fn named<T>(field: &str, part: &str, parsed: crate::image::Result<T>) -> Result<T> {
+pub(super) fn named<T>(field: &str, part: &str, parsed: crate::image::Result<T>) -> Result<T> {
     let field = if part.is_empty() {
         field.to_owned()
     } else {
         format!("{field}.{part}")
     };
     parsed.map_err(|source| Error::InvalidName { field, source })
-}
-
-fn unfilled(field: String, error: Unfilled) -> Error {
-    match error {
-        Unfilled::Placeholder(text) => invalid(
-            field,
-            format!("the placeholder {} is not known", text.escape_debug()),
-        ),
-        Unfilled::Name(source) => Error::InvalidName { field, source },
-    }
 }
 
 #[cfg(test)]
@@ -424,7 +258,11 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::error::{Class, Classified, handlers};
+    use crate::{
+        error::{Class, Classified, handlers},
+        image::Reference,
+        transfer::{ImageJob, RegistryId},
+    };
 
     fn spec() -> Value {
         json!({
@@ -437,8 +275,19 @@ mod tests {
         validate(&serde_json::from_value(spec.clone()).unwrap())
     }
 
+    fn plan(mirror: &ValidatedMirror) -> &Plan {
+        match &mirror.work {
+            Work::Copy(plan) => plan,
+            Work::Extract { .. } => panic!("the images of an archive are not known yet"),
+        }
+    }
+
+    fn jobs(mirror: &ValidatedMirror) -> &[ImageJob] {
+        &plan(mirror).jobs
+    }
+
     fn targets(mirror: &ValidatedMirror) -> Vec<String> {
-        let destinations = mirror.jobs.iter().flat_map(|job| &job.destinations);
+        let destinations = jobs(mirror).iter().flat_map(|job| &job.destinations);
         destinations
             .map(|destination| format!("{}:{}", destination.repository, destination.reference))
             .collect()
@@ -458,15 +307,14 @@ mod tests {
         let expected = ["1", "2", "3", &format!("digest-{}", digest.hex())]
             .map(|tag| format!("mirror/team/app:{tag}"));
         assert_eq!(targets(&mirror), expected);
-        let cached: Vec<_> = mirror
-            .jobs
+        let cached: Vec<_> = jobs(&mirror)
             .iter()
             .map(|job| job.cached.to_string())
             .collect();
         assert_eq!(cached[2], format!("registry.example/team/app@{digest}"));
         assert_eq!(cached[3], format!("registry.example/team/app@{digest}"));
         assert_eq!(
-            mirror.jobs[2].source.as_ref().unwrap().reference,
+            jobs(&mirror)[2].source.as_ref().unwrap().reference,
             Reference::Digest(digest)
         );
     }
@@ -477,8 +325,8 @@ mod tests {
         spec["source"]["registry"]["repository"] = json!("docker.io/library/nginx");
         let mirror = checked(&spec).unwrap();
         assert_eq!(
-            mirror.accesses[&RegistryId("source".into())]
-                .endpoint
+            plan(&mirror).accesses[&RegistryId("source".into())]
+                .endpoint()
                 .to_string(),
             "https://registry-1.docker.io"
         );
@@ -507,6 +355,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one table: every field that can be wrong"
+    )]
     fn every_refusal_names_its_field() {
         for (path, value, field) in [
             ("/source", json!({}), "spec.source"),
@@ -547,6 +399,16 @@ mod tests {
                 "spec.destinations[0].repository",
             ),
             (
+                "/destinations/0/repository",
+                json!("{registry}/app"),
+                "spec.destinations[0].repository",
+            ),
+            (
+                "/destinations/0/name",
+                json!("Main"),
+                "spec.destinations[0].name",
+            ),
+            (
                 "/destinations/0/tag",
                 json!("{tag}/x"),
                 "spec.destinations[0].tag",
@@ -556,6 +418,42 @@ mod tests {
                 json!({"name": "X"}),
                 "spec.destinations[0].certSecretRef.name",
             ),
+            (
+                "/source",
+                json!({"cache": {"repository": "docker.io/app", "reference": "1"}, "archive": {"path": "a.tar"}}),
+                "spec.source",
+            ),
+            (
+                "/source",
+                json!({"cache": {"repository": "team/app", "reference": "1"}}),
+                "spec.source.cache.repository",
+            ),
+            (
+                "/source",
+                json!({"cache": {"repository": "docker.io/app", "reference": "not one"}}),
+                "spec.source.cache.reference",
+            ),
+            (
+                "/source",
+                json!({"archive": {"path": "../app.tar"}}),
+                "spec.source.archive.path",
+            ),
+            (
+                "/source",
+                json!({"archive": {"path": "/app.tar"}}),
+                "spec.source.archive.path",
+            ),
+            (
+                "/source/registry/serviceAccountName",
+                json!("../x"),
+                "spec.source.registry.serviceAccountName",
+            ),
+            (
+                "/source/registry/proxySecretRef",
+                json!({"name": "../x"}),
+                "spec.source.registry.proxySecretRef.name",
+            ),
+            ("/timeout", json!("0s"), "spec.timeout"),
             ("/interval", json!("30s"), "spec.interval"),
             ("/interval", json!("soon"), "spec.interval"),
             (
@@ -610,6 +508,8 @@ mod tests {
         };
         let original = key(&|_| {});
         assert_eq!(original, key(&|spec| spec["interval"] = json!("1h")));
+        assert_eq!(original, key(&|spec| spec["timeout"] = json!("1h")));
+        assert_eq!(original, key(&|spec| spec["suspend"] = json!(true)));
         assert_eq!(
             original,
             key(&|spec| spec["transfer"] = json!({"maxConcurrent": 8}))
@@ -626,5 +526,62 @@ mod tests {
             original,
             key(&|spec| spec["destinations"][0]["insecure"] = json!(true))
         );
+    }
+
+    #[test]
+    fn an_image_of_the_cache_needs_no_source_registry() {
+        let mut spec = spec();
+        spec["source"] =
+            json!({"cache": {"repository": "docker.io/library/nginx", "reference": "1.27"}});
+        let mirror = checked(&spec).unwrap();
+        let job = &jobs(&mirror)[0];
+        assert_eq!(job.source, None);
+        assert_eq!(job.cached.to_string(), "docker.io/library/nginx:1.27");
+        assert_eq!(targets(&mirror), ["mirror/library/nginx:1.27"]);
+    }
+
+    #[test]
+    fn the_templates_of_an_archive_are_tried_before_it_is_read() {
+        let mut spec = spec();
+        spec["source"] = json!({"archive": {"path": "team-a/app.tar"}});
+        let mirror = checked(&spec).unwrap();
+        assert_eq!(mirror.image_count(), None);
+        assert_eq!(mirror.interval(), Some(Duration::from_mins(5)));
+        spec["destinations"][0]["tag"] = json!("{version}");
+        let text = handlers::message(&checked(&spec).unwrap_err());
+        assert!(text.starts_with("spec.destinations[0].tag"), "{text}");
+    }
+
+    #[test]
+    fn everything_that_names_a_login_is_asked_for() {
+        let mut spec = spec();
+        spec["source"]["registry"]["secretRef"] = json!({"name": "a"});
+        spec["source"]["registry"]["proxySecretRef"] = json!({"name": "b"});
+        spec["destinations"][0]["certSecretRef"] = json!({"name": "c"});
+        spec["destinations"][0]["serviceAccountName"] = json!("robot");
+        let mirror = checked(&spec).unwrap();
+        let names: Vec<_> = mirror.secret_names().into_iter().collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let accounts: Vec<_> = mirror.service_accounts().into_iter().collect();
+        assert_eq!(accounts, ["robot"]);
+        spec["destinations"][0]["secretRef"] = json!({"name": "d"});
+        let text = checked(&spec).unwrap_err().to_string();
+        assert!(text.starts_with("spec.destinations[0]"), "{text}");
+    }
+
+    #[test]
+    fn what_is_written_is_known_where_the_spec_tells() {
+        let mut value = spec();
+        value["destinations"] = json!([
+            {"name": "a", "repository": "Internal.example:5000/{name}"},
+            {"name": "b", "repository": "internal.example:5000/by-digest", "tag": "{tag}-{digest}"},
+        ]);
+        let spec = serde_json::from_value(value).unwrap();
+        let targets = validate(&spec).unwrap().targets();
+        let expected = ["1", "2"].map(|tag| {
+            let written = format!("registry.example/team/app:{tag}");
+            (format!("internal.example:5000/app:{tag}"), written)
+        });
+        assert_eq!(targets, expected);
     }
 }

@@ -8,6 +8,7 @@ mod progress;
 mod statistics;
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -32,13 +33,15 @@ pub enum Level {
     Warning,
 }
 
-/// Which way a blob travels.
+/// Which way bytes travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From a registry into the cache.
     Download,
     /// From the cache to a registry.
     Upload,
+    /// From an archive into the cache.
+    Extract,
 }
 
 /// One thing that happened.
@@ -75,6 +78,15 @@ pub enum Event<'a> {
         digest: &'a Digest,
         /// Its bytes.
         bytes: u64,
+    },
+    /// The reading of an archive began; what follows is told as of any transfer.
+    Reading {
+        /// Names the reading in the events that follow.
+        id: u64,
+        /// The archive, as the user knows it.
+        archive: &'a str,
+        /// Bytes that will be read; none for a stream, whose end nobody knows.
+        bytes: Option<u64>,
     },
     /// A transfer moved on.
     Advanced {
@@ -126,6 +138,8 @@ impl Renderer for Silent {
 #[derive(Clone)]
 pub struct OutputManager {
     shared: Arc<Shared>,
+    /// What messages are about, where several works speak to one listener.
+    subject: Option<Arc<str>>,
 }
 
 struct Shared {
@@ -153,6 +167,16 @@ impl OutputManager {
         };
         Self {
             shared: Arc::new(shared),
+            subject: None,
+        }
+    }
+
+    /// A handle to the same listener and the same figures whose messages begin with `subject`.
+    #[must_use]
+    pub fn about(&self, subject: &str) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            subject: Some(subject.into()),
         }
     }
 
@@ -177,7 +201,15 @@ impl OutputManager {
     }
 
     fn message(&self, level: Level, text: &str) {
+        let text = &self.with_subject(text);
         self.shared.renderer.handle(&Event::Message { level, text });
+    }
+
+    fn with_subject<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.subject {
+            Some(subject) => Cow::Owned(format!("{subject}: {text}")),
+            None => Cow::Borrowed(text),
+        }
     }
 
     /// Tells that `blobs` more blobs of `bytes` in all are to be at their destination.
@@ -199,7 +231,7 @@ impl OutputManager {
     pub fn retrying(&self, operation: &str, cause: &str, pause: Duration) {
         self.shared.statistics.count_retry();
         self.shared.renderer.handle(&Event::Retrying {
-            operation,
+            operation: &self.with_subject(operation),
             cause,
             pause,
         });
@@ -221,6 +253,32 @@ impl OutputManager {
             done: AtomicU64::new(0),
             complete: false,
         }
+    }
+
+    /// Tells that the reading of an archive begins. What of it is new in the cache is told by [`OutputManager::extracted`].
+    pub fn reading(&self, archive: &str, bytes: Option<u64>) -> Transfer {
+        self.planned(1, bytes.unwrap_or_default());
+        let id = self.shared.next_transfer.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .renderer
+            .handle(&Event::Reading { id, archive, bytes });
+        Transfer {
+            output: self.clone(),
+            id,
+            direction: Direction::Extract,
+            done: AtomicU64::new(0),
+            complete: false,
+        }
+    }
+
+    /// Counts a blob of an archive that the cache did not have.
+    pub fn extracted(&self) {
+        self.shared.statistics.count_copied(Direction::Extract);
+    }
+
+    /// Counts a blob of an archive that the cache had already.
+    pub fn extracted_before(&self) {
+        self.shared.statistics.count_existing();
     }
 
     /// The figures so far.
@@ -268,7 +326,13 @@ impl Transfer {
     /// All bytes arrived and were accepted.
     pub fn complete(mut self) {
         self.complete = true;
-        self.output.shared.statistics.count_copied(self.direction);
+        match self.direction {
+            Direction::Download | Direction::Upload => {
+                self.output.shared.statistics.count_copied(self.direction);
+            }
+            // An archive is no blob: those in it are counted one by one.
+            Direction::Extract => {}
+        }
     }
 }
 
@@ -313,6 +377,50 @@ mod tests {
             events.contains("Ended { id: 1, complete: true }"),
             "{events}"
         );
+    }
+
+    #[test]
+    fn messages_say_what_they_are_about() {
+        let recorder = Recorder::default();
+        let output = OutputManager::new(recorder.clone());
+        let about = output.about("team/app");
+        about.info("two images");
+        about.retrying("GET blob", "reset", Duration::ZERO);
+        output.info("done");
+        let events = recorder.0.lock().unwrap().join("\n");
+        for text in [
+            "\"team/app: two images\"",
+            "\"team/app: GET blob\"",
+            "\"done\"",
+        ] {
+            assert!(events.contains(text), "{text} in {events}");
+        }
+        assert_eq!(output.totals().retries, 1);
+    }
+
+    #[test]
+    fn the_blobs_of_an_archive_are_counted_apart_from_its_bytes() {
+        let recorder = Recorder::default();
+        let output = OutputManager::new(recorder.clone());
+        let reading = output.reading("app.tar", Some(7));
+        reading.advance(7);
+        reading.complete();
+        output.extracted();
+        output.extracted_before();
+        let totals = output.totals();
+        assert_eq!(
+            (totals.extracted, totals.existing, totals.bytes_extracted),
+            (1, 1, 7)
+        );
+        assert_eq!((totals.downloaded, totals.bytes_downloaded), (0, 0));
+        let events = recorder.0.lock().unwrap().join("\n");
+        for expected in [
+            "Planned { blobs: 1, bytes: 7 }",
+            "Reading { id: 0, archive: \"app.tar\", bytes: Some(7) }",
+            "Ended { id: 0, complete: true }",
+        ] {
+            assert!(events.contains(expected), "{events}");
+        }
     }
 
     #[test]

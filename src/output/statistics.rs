@@ -16,9 +16,11 @@ pub struct Statistics {
     started: Instant,
     downloaded: AtomicU64,
     uploaded: AtomicU64,
+    extracted: AtomicU64,
     existing: AtomicU64,
     bytes_downloaded: AtomicU64,
     bytes_uploaded: AtomicU64,
+    bytes_extracted: AtomicU64,
     retries: AtomicU64,
 }
 
@@ -28,9 +30,11 @@ impl Default for Statistics {
             started: Instant::now(),
             downloaded: AtomicU64::new(0),
             uploaded: AtomicU64::new(0),
+            extracted: AtomicU64::new(0),
             existing: AtomicU64::new(0),
             bytes_downloaded: AtomicU64::new(0),
             bytes_uploaded: AtomicU64::new(0),
+            bytes_extracted: AtomicU64::new(0),
             retries: AtomicU64::new(0),
         }
     }
@@ -41,6 +45,7 @@ impl Statistics {
         let counter = match direction {
             Direction::Download => &self.downloaded,
             Direction::Upload => &self.uploaded,
+            Direction::Extract => &self.extracted,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -53,6 +58,7 @@ impl Statistics {
         let counter = match direction {
             Direction::Download => &self.bytes_downloaded,
             Direction::Upload => &self.bytes_uploaded,
+            Direction::Extract => &self.bytes_extracted,
         };
         counter.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -66,9 +72,11 @@ impl Statistics {
         Totals {
             downloaded: read(&self.downloaded),
             uploaded: read(&self.uploaded),
+            extracted: read(&self.extracted),
             existing: read(&self.existing),
             bytes_downloaded: read(&self.bytes_downloaded),
             bytes_uploaded: read(&self.bytes_uploaded),
+            bytes_extracted: read(&self.bytes_extracted),
             retries: read(&self.retries),
             duration_seconds: self.started.elapsed().as_secs_f64(),
         }
@@ -83,12 +91,16 @@ pub struct Totals {
     pub downloaded: u64,
     /// Blobs copied from the cache to a registry.
     pub uploaded: u64,
+    /// Blobs copied from an archive into the cache.
+    pub extracted: u64,
     /// Blobs that were in place already.
     pub existing: u64,
     /// Bytes of blobs read from registries, repeats included.
     pub bytes_downloaded: u64,
     /// Bytes of blobs sent to registries, repeats included.
     pub bytes_uploaded: u64,
+    /// Bytes read from archives.
+    pub bytes_extracted: u64,
     /// Operations that were tried again.
     pub retries: u64,
     /// Time since the start, in seconds.
@@ -96,13 +108,18 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Bytes per second over the whole time, both directions together.
+    /// Bytes that travelled, whichever way.
+    const fn bytes(&self) -> u64 {
+        self.bytes_downloaded + self.bytes_uploaded + self.bytes_extracted
+    }
+
+    /// Bytes per second over the whole time, all directions together.
     #[expect(
         clippy::cast_precision_loss,
         reason = "a rate for people: 52 bits are plenty"
     )]
     pub fn bytes_per_second(&self) -> f64 {
-        (self.bytes_downloaded + self.bytes_uploaded) as f64 / self.duration_seconds.max(0.001)
+        self.bytes() as f64 / self.duration_seconds.max(0.001)
     }
 }
 
@@ -111,9 +128,9 @@ impl fmt::Display for Totals {
         write!(
             formatter,
             "blobs copied {}, existing {}; {} at {}/s; retries {}; {:.1} s",
-            self.downloaded + self.uploaded,
+            self.downloaded + self.uploaded + self.extracted,
             self.existing,
-            ByteSize(self.bytes_downloaded + self.bytes_uploaded),
+            ByteSize(self.bytes()),
             ByteSize::rounded(self.bytes_per_second()),
             self.retries,
             Duration::from_secs_f64(self.duration_seconds).as_secs_f64(),

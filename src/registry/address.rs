@@ -26,15 +26,20 @@ pub(super) fn refusal(from: &Url, to: &Url) -> Option<Refusal> {
     if is_loopback(&host) && !from.host().is_some_and(|host| is_loopback(&host)) {
         return Some("it points to the loopback address");
     }
+    is_forbidden_host(&host).then_some("it points to a forbidden address")
+}
+
+/// Whether a host is, by itself, an address that nothing of ours is ever at.
+pub(super) fn is_forbidden_host(host: &Host<&str>) -> bool {
     match host {
-        Host::Ipv4(address) if is_forbidden(address) => Some("it points to a forbidden address"),
-        Host::Ipv6(address) if is_forbidden_v6(address) => Some("it points to a forbidden address"),
-        Host::Ipv4(_) | Host::Ipv6(_) | Host::Domain(_) => None,
+        Host::Ipv4(address) => is_forbidden(*address),
+        Host::Ipv6(address) => is_forbidden_v6(*address),
+        Host::Domain(_) => false,
     }
 }
 
 /// Whether a host says by itself that it is this machine.
-fn is_loopback(host: &Host<&str>) -> bool {
+pub(super) fn is_loopback(host: &Host<&str>) -> bool {
     match host {
         Host::Domain(name) => {
             let name = name.trim_end_matches('.');

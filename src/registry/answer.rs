@@ -37,7 +37,10 @@ pub struct Answer {
 #[derive(Clone, PartialEq, Eq)]
 enum Said {
     /// A page for a browser: somebody else answers there.
-    WebPage,
+    WebPage {
+        /// It is about a client's certificate.
+        about_certificate: bool,
+    },
     /// An error by the distribution specification.
     Error {
         code: String,
@@ -80,7 +83,9 @@ impl Answer {
     pub(super) fn web_page(status: StatusCode) -> Self {
         Self {
             status,
-            said: Some(Box::new(Said::WebPage)),
+            said: Some(Box::new(Said::WebPage {
+                about_certificate: false,
+            })),
         }
     }
 
@@ -95,7 +100,9 @@ impl Answer {
     pub(super) fn new(status: StatusCode, is_web_page: bool, bytes: &[u8]) -> Self {
         let said = match serde_json::from_slice::<ErrorBody>(bytes) {
             Ok(body) => said_by(&body.errors),
-            Err(_) if is_web_page || looks_like_a_page(bytes) => Some(Said::WebPage),
+            Err(_) if is_web_page || looks_like_a_page(bytes) => Some(Said::WebPage {
+                about_certificate: is_about_certificate(bytes),
+            }),
             Err(_) => None,
         };
         Self {
@@ -113,27 +120,38 @@ impl Answer {
     pub fn code(&self) -> Option<&str> {
         match self.said.as_deref() {
             Some(Said::Error { code, .. }) => Some(code),
-            Some(Said::WebPage) | None => None,
+            Some(Said::WebPage { .. }) | None => None,
         }
     }
 
     /// Whether the answer was made for a browser.
     pub fn is_web_page(&self) -> bool {
-        matches!(self.said.as_deref(), Some(Said::WebPage))
+        matches!(self.said.as_deref(), Some(Said::WebPage { .. }))
+    }
+
+    /// Whether the page says that our certificate is missing or wrong: nginx lets everybody in and then answers with 400.
+    pub(super) fn wants_certificate(&self) -> bool {
+        self.status == StatusCode::BAD_REQUEST
+            && matches!(
+                self.said.as_deref(),
+                Some(Said::WebPage {
+                    about_certificate: true
+                })
+            )
     }
 
     /// Digests that the details of the error named.
     pub(super) fn digests(&self) -> Vec<Digest> {
         match self.said.as_deref() {
             Some(Said::Error { digests, .. }) => digests.clone(),
-            Some(Said::WebPage) | None => Vec::new(),
+            Some(Said::WebPage { .. }) | None => Vec::new(),
         }
     }
 
     pub(super) fn storage(&self) -> Storage {
         match self.said.as_deref() {
             Some(Said::Error { names, .. }) => *names,
-            Some(Said::WebPage) | None => Storage::NotNamed,
+            Some(Said::WebPage { .. }) | None => Storage::NotNamed,
         }
     }
 }
@@ -143,7 +161,7 @@ impl fmt::Display for Answer {
         write!(formatter, "{}", self.status)?;
         match self.said.as_deref() {
             None => Ok(()),
-            Some(Said::WebPage) => {
+            Some(Said::WebPage { .. }) => {
                 formatter.write_str(", answered with a web page, not with the registry API")
             }
             Some(Said::Error { code, text, .. }) if text.is_empty() => {
@@ -194,6 +212,14 @@ fn said_by(errors: &[ErrorEntry]) -> Option<Said> {
         names,
         digests,
     })
+}
+
+/// nginx's words, both for a certificate that is missing and for one that it does not trust.
+fn is_about_certificate(bytes: &[u8]) -> bool {
+    let page = String::from_utf8_lossy(bytes);
+    ["No required SSL certificate", "The SSL certificate error"]
+        .iter()
+        .any(|words| page.contains(words))
 }
 
 /// Some servers send pages under `text/plain` or without any type.

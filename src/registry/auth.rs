@@ -12,7 +12,6 @@ use std::{
 };
 
 use http::{HeaderValue, header::AUTHORIZATION};
-use reqwest::Client;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
@@ -21,6 +20,7 @@ use crate::image::Digest;
 use super::{
     address,
     challenge::Challenge,
+    connect::Client,
     credential::{Credential, basic_header},
     error::{Error, Operation, Result},
     scope::{Access, Scope, asks_for_more, merged_scopes},

@@ -15,7 +15,7 @@ use super::{
     Answer, Endpoint, Retry,
     auth::Auth,
     body,
-    connect::{self, ClientOptions},
+    connect::{self, Client, ClientOptions},
     error::Result,
     scope::{Access, Scope},
     transport::Gate,
@@ -28,7 +28,7 @@ const API_VERSION_HEADER: &str = "docker-distribution-api-version";
 /// registry.
 #[derive(Debug, Clone)]
 pub struct RegistryClient {
-    pub(super) client: reqwest::Client,
+    pub(super) client: Client,
     pub(super) auth: Auth,
     pub(super) address: String,
     pub(super) output: OutputManager,
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
+    /// Whether the registry was seen to name itself without its TLS.
+    has_forgotten_tls: AtomicBool,
     /// What the registry said when it refused the login. A client lives for one run, which reads its Secrets anew.
     refused_login: OnceLock<Answer>,
     /// Requests that nobody waits for; each ends by itself within seconds.
@@ -64,6 +66,11 @@ impl Shared {
     /// The same, from a body that only a registry sends.
     pub(super) fn note_registry(&self) {
         self.is_reached.store(true, Ordering::Relaxed);
+    }
+
+    /// Remembers that the registry names itself without TLS; whether that is news.
+    pub(super) fn note_forgotten_tls(&self) -> bool {
+        !self.has_forgotten_tls.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn note_refused_login(&self, answer: &Answer) {
@@ -108,6 +115,7 @@ impl RegistryClient {
             gate: Gate::default(),
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),
+            has_forgotten_tls: AtomicBool::new(false),
             refused_login: OnceLock::new(),
             background: Mutex::default(),
         };
@@ -192,6 +200,7 @@ mod tests {
         let (repository, tag, blob, progress) =
             (repository(), tag(), descriptor(b""), upload_progress());
         check(client.head_manifest(&repository, &tag));
+        check(client.find_manifest(&repository, &tag));
         check(client.get_manifest(&repository, &tag));
         check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
         check(client.has_blob(&repository, &blob));

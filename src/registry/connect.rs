@@ -1,14 +1,15 @@
 //! The HTTP client: what a user can choose, time limits, connections.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use reqwest::{Client, redirect};
+use reqwest::redirect;
 use secrecy::SecretString;
 
 use super::{
     credential::Credential,
     endpoint::Endpoint,
     error::{Cause, Error, Result},
+    proxy::{ProxyChoice, Routes},
     tls,
 };
 
@@ -33,6 +34,8 @@ pub struct ClientOptions {
     pub ca_certificates: Vec<Vec<u8>>,
     /// Our own certificate with its key, as PEM text.
     pub client_identity: Option<SecretString>,
+    /// Which proxy to go through.
+    pub proxy: ProxyChoice,
     /// Trust whatever certificate comes.
     pub skip_tls_verify: bool,
     /// Consecutive retries of one operation without progress.
@@ -45,15 +48,24 @@ impl Default for ClientOptions {
             credential: Credential::Anonymous,
             ca_certificates: Vec::new(),
             client_identity: None,
+            proxy: ProxyChoice::Environment,
             skip_tls_verify: false,
             retry_attempts: RETRY_ATTEMPTS,
         }
     }
 }
 
+/// The HTTP client with the ways it takes, which its failures have to name.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) http: reqwest::Client,
+    pub(super) routes: Arc<Routes>,
+}
+
 /// Builds the client for one registry.
 pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Client> {
-    Client::builder()
+    let routes = Arc::new(Routes::new(&options.proxy, &endpoint.base_url()?)?);
+    let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls::config(endpoint, options)?)
         .http1_only()
         .user_agent(USER_AGENT)
@@ -63,9 +75,14 @@ pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Clie
         .pool_idle_timeout(POOL_IDLE_LIMIT)
         // What is tried again is decided in one place, and that is not here.
         .retry(reqwest::retry::never())
-        .build()
-        .map_err(|error| Error::ClientUnusable {
-            host: endpoint.host().to_string(),
-            source: Cause::of(&error),
-        })
+        // Our rules, not the library's own look at the environment: it knows neither ports nor loopback.
+        .no_proxy();
+    for rule in routes.as_rules() {
+        builder = builder.proxy(rule);
+    }
+    let http = builder.build().map_err(|error| Error::ClientUnusable {
+        host: endpoint.host().to_string(),
+        source: Cause::of(&error),
+    })?;
+    Ok(Client { http, routes })
 }

@@ -11,7 +11,10 @@ use crate::{
     image::{self, Digest},
 };
 
-use super::answer::{Answer, shown};
+use super::{
+    answer::{Answer, shown},
+    proxy::Proxy,
+};
 
 /// The room's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -25,6 +28,11 @@ impl Operation {
     /// From a verb phrase without credentials.
     pub(super) fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
+    }
+
+    /// The same, by way of a proxy.
+    pub(super) fn through(&self, proxy: &Proxy) -> Self {
+        Self::new(format!("{self} through the proxy {proxy}"))
     }
 
     /// The phrase.
@@ -60,6 +68,11 @@ impl Cause {
         }
         Self(shown(&innermost.to_string()))
     }
+
+    /// An answer that tells the cause.
+    pub(super) fn said(answer: &Answer) -> Self {
+        Self(answer.to_string())
+    }
 }
 
 /// Everything this room fails with.
@@ -94,6 +107,18 @@ pub enum Error {
         host: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A proxy that cannot be used, from the environment or from a Secret.
+    #[error(
+        "{what} '{address}' cannot be used: {reason}; expected http[s]://host[:port], for example http://proxy.example:3128"
+    )]
+    InvalidProxy {
+        /// Where it comes from: the name of a variable, or "the proxy".
+        what: String,
+        /// What was given, escaped, without user and password.
+        address: String,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// A user name, password or token holds characters that cannot be sent.
     #[error(
@@ -197,7 +222,8 @@ pub enum Error {
     },
     /// TLS, but no agreement.
     #[error(
-        "could not {operation}: the TLS handshake failed; check that the host is a registry with TLS 1.2 or newer"
+        "could not {operation}: the TLS handshake failed; check that the host is a registry with TLS 1.2 or newer, and whether it \
+         wants a client certificate"
     )]
     TlsHandshakeFailed {
         /// What was being done.
@@ -218,13 +244,48 @@ pub enum Error {
 
     /// The registry wants a certificate from us, another than the one it got.
     #[error(
-        "could not {operation}: the registry did not accept our client certificate, or wants one; give one that it trusts"
+        "could not {operation}: the registry did not accept our client certificate, or wants one; give a certificate that it \
+         trusts with its key, in certSecretRef or with --cert-file and --key-file"
     )]
     ClientCertificateRefused {
         /// What was being done.
         operation: Operation,
         /// The registry's words.
         source: Cause,
+    },
+
+    // The proxy on the way there.
+    /// The proxy does not answer, or not as a proxy.
+    #[error(
+        "could not {operation}: the proxy cannot be reached; check its address, or except the registry's host from it"
+    )]
+    ProxyUnreachable {
+        /// What was being done, with the proxy.
+        operation: Operation,
+        /// Why.
+        source: Cause,
+    },
+    /// The proxy wants a login, or another than the one it got.
+    #[error(
+        "could not {operation}: the proxy asks for a login, or does not accept ours; check the user name and password \
+         of the proxy"
+    )]
+    ProxyAuthenticationRequired {
+        /// What was being done, with the proxy.
+        operation: Operation,
+    },
+    /// The proxy does not let us through to the registry.
+    #[error(
+        "could not {operation}: the proxy does not let us through ({said}); check that the registry is reachable from there \
+         and allowed, or except its host from the proxy"
+    )]
+    ProxyRefused {
+        /// What was being done, with the proxy.
+        operation: Operation,
+        /// What the proxy answered.
+        said: String,
+        /// Whether it does not want to, rather than cannot.
+        is_denied: bool,
     },
 
     // Who we are.
@@ -529,6 +590,8 @@ impl Error {
                 | Self::ConnectionFailed { .. }
                 | Self::TransferStalled { .. }
                 | Self::TlsHandshakeFailed { .. }
+                | Self::ProxyUnreachable { .. }
+                | Self::ProxyRefused { .. }
         )
     }
 }
@@ -540,6 +603,7 @@ impl Classified for Error {
             Self::InvalidAddress { .. }
             | Self::InvalidHost { .. }
             | Self::InvalidCertificate { .. }
+            | Self::InvalidProxy { .. }
             | Self::InvalidDockerConfig { .. }
             | Self::NoTrustedRoots { .. }
             | Self::ClientUnusable { .. } => Class::Config,
@@ -549,6 +613,10 @@ impl Classified for Error {
             | Self::ConnectionFailed { .. }
             | Self::TransferStalled { .. }
             | Self::TlsHandshakeFailed { .. }
+            | Self::ProxyUnreachable { .. }
+            | Self::ProxyRefused {
+                is_denied: false, ..
+            }
             | Self::RegistryUnavailable { .. }
             | Self::UploadSessionLost { .. }
             // Eventual consistency: mostly there a moment later (registry rule M9).
@@ -559,6 +627,7 @@ impl Classified for Error {
             | Self::AuthenticationFailed { .. }
             | Self::TokenServiceRefused { .. }
             | Self::ClientCertificateRefused { .. }
+            | Self::ProxyAuthenticationRequired { .. }
             | Self::AccessDenied { .. } => Class::Auth,
             Self::ManifestUnknown { .. }
             | Self::RepositoryUnknown { .. }
@@ -568,6 +637,9 @@ impl Classified for Error {
             Self::NotTls { .. }
             | Self::TlsRequired { .. }
             | Self::CertificateInvalid { .. }
+            | Self::ProxyRefused {
+                is_denied: true, ..
+            }
             | Self::TagImmutable { .. }
             | Self::ManifestRejected { .. }
             | Self::RequestTooLarge { .. }

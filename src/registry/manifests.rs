@@ -29,6 +29,26 @@ enum Claim {
     Digest(Digest),
 }
 
+/// What a look for a manifest found: mostly its digest, and where the registry names none, the manifest itself, which then
+/// need not be read again (registry rule R4).
+#[derive(Debug, Clone)]
+pub enum FoundManifest {
+    /// The digest that the registry named.
+    Digest(Digest),
+    /// The whole manifest: the registry had to send it for us to know its digest.
+    Manifest(RawManifest),
+}
+
+impl FoundManifest {
+    /// The digest under which the registry has the manifest.
+    pub const fn digest(&self) -> &Digest {
+        match self {
+            Self::Digest(digest) => digest,
+            Self::Manifest(manifest) => manifest.digest(),
+        }
+    }
+}
+
 impl RegistryClient {
     /// The digest under which the registry has a manifest; nothing when it does not have it.
     ///
@@ -39,15 +59,29 @@ impl RegistryClient {
         repository: &RepositoryPath,
         reference: &Reference,
     ) -> Result<Option<Digest>> {
+        let found = self.find_manifest(repository, reference).await?;
+        Ok(found.map(|found| found.digest().clone()))
+    }
+
+    /// The same, with the manifest where it had to be read for its digest.
+    ///
+    /// # Errors
+    /// As of [`RegistryClient::head_manifest`].
+    pub async fn find_manifest(
+        &self,
+        repository: &RepositoryPath,
+        reference: &Reference,
+    ) -> Result<Option<FoundManifest>> {
+        let read = async || {
+            let manifest = self.get_manifest(repository, reference).await?;
+            Ok(Some(FoundManifest::Manifest(manifest)))
+        };
         let mut call = self.manifest_call("look for", Method::HEAD, repository, reference);
         call.also_accepted = Some(StatusCode::NOT_FOUND);
         let response = match self.send(&call).await {
             Ok(response) => response,
             // A HEAD's refusal has no text: one GET fetches it (registry rule R5), but none that could cost a pull.
-            Err(error) if is_refusal(&error) => {
-                let manifest = self.get_manifest(repository, reference).await?;
-                return Ok(Some(manifest.digest().clone()));
-            }
+            Err(error) if is_refusal(&error) => return read().await,
             Err(error) => return Err(error),
         };
         if response.status() == StatusCode::NOT_FOUND {
@@ -61,12 +95,9 @@ impl RegistryClient {
                     actual,
                 })
             }
-            (Claim::Digest(digest), _) => Ok(Some(digest)),
+            (Claim::Digest(digest), _) => Ok(Some(FoundManifest::Digest(digest))),
             // Who does not name the digest has to send the bytes (R4; ggcr#971).
-            (Claim::None | Claim::Malformed, _) => {
-                let manifest = self.get_manifest(repository, reference).await?;
-                Ok(Some(manifest.digest().clone()))
-            }
+            (Claim::None | Claim::Malformed, _) => read().await,
         }
     }
 

@@ -10,7 +10,7 @@
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
-//! | wire | `wire`, `connect`, `tls` | one HTTP exchange: timeouts, TLS, log |
+//! | wire | `wire`, `connect`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
 //! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
 
 mod address;
@@ -31,6 +31,7 @@ mod endpoint;
 mod error;
 mod judge;
 mod manifests;
+mod proxy;
 mod retry;
 mod retry_after;
 mod scope;
@@ -52,4 +53,6 @@ pub use docker_config::DockerConfig;
 pub use download::BlobStream;
 pub use endpoint::Endpoint;
 pub use error::{Cause, Error, Operation, Result};
+pub use manifests::FoundManifest;
+pub use proxy::{Proxy, ProxyChoice};
 pub use retry::Retry;

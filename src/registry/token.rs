@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{Method, StatusCode, header};
-use reqwest::{Client, Request, Response};
+use reqwest::{Request, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use url::{Url, form_urlencoded};
 use super::{
     answer::Answer,
     body::{self, Capped, SMALL_LIMIT},
+    connect::Client,
     credential::{Credential, basic_header},
     error::{Error, Operation, Result},
     judge::{self, Subject},

@@ -105,7 +105,7 @@ impl RegistryClient {
             self.scope(upload.repository, Access::Push),
         );
         let response = self.attempt(&call).await?;
-        let location = location(upload, &response)?;
+        let location = self.location(upload, &response)?;
         Ok(Session {
             client: self.clone(),
             scope: self.scope(upload.repository, Access::Push),
@@ -140,6 +140,51 @@ impl RegistryClient {
         self.attempt(&call).await
     }
 
+    /// Where the bytes of an upload go: relative to the URL that answered, absolute, or at another host, which then gets no
+    /// credentials (registry rule U6).
+    fn location(&self, upload: &Upload<'_>, response: &Response) -> Result<Url> {
+        let unexpected = |problem| Error::UnexpectedAnswer {
+            operation: upload.operation.clone(),
+            answer: Answer::of_status(response.status()),
+            problem,
+        };
+        let location = response
+            .headers()
+            .get(header::LOCATION)
+            .ok_or_else(|| unexpected("it does not say where to send the bytes"))?;
+        let location = location
+            .to_str()
+            .ok()
+            .and_then(|location| response.url().join(location).ok())
+            .ok_or_else(|| unexpected("the Location of the upload is not a URL"))?;
+        let location = match keep_tls(response.url(), &location) {
+            Some(kept) => {
+                self.warn_of_forgotten_tls();
+                kept
+            }
+            None => location,
+        };
+        match address::refusal(response.url(), &location) {
+            None => Ok(location),
+            Some(reason) => Err(Error::RedirectRefused {
+                operation: upload.operation.clone(),
+                target: wire::origin_text(&location),
+                reason,
+            }),
+        }
+    }
+
+    /// Says once what the owner of the registry should mend.
+    fn warn_of_forgotten_tls(&self) {
+        if self.shared.note_forgotten_tls() {
+            self.output.warning(format!(
+                "{} names itself with http:// as the place for uploads, https is kept: the proxy before it should send \
+                 X-Forwarded-Proto and Host",
+                self.address
+            ));
+        }
+    }
+
     /// Cancels an upload with the login there is; some registries want another permission for this, which is not asked for.
     async fn cancel(&self, location: &Url, scope: &Scope, operation: &Operation) -> Result<()> {
         let mut request = Request::new(Method::DELETE, location.clone());
@@ -160,46 +205,17 @@ impl RegistryClient {
     }
 }
 
-/// Where the bytes of an upload go: relative to the URL that answered, absolute, or at another host, which then gets no
-/// credentials (registry rule U6).
-fn location(upload: &Upload<'_>, response: &Response) -> Result<Url> {
-    let unexpected = |problem| Error::UnexpectedAnswer {
-        operation: upload.operation.clone(),
-        answer: Answer::of_status(response.status()),
-        problem,
-    };
-    let location = response
-        .headers()
-        .get(header::LOCATION)
-        .ok_or_else(|| unexpected("it does not say where to send the bytes"))?;
-    let location = location
-        .to_str()
-        .ok()
-        .and_then(|location| response.url().join(location).ok())
-        .ok_or_else(|| unexpected("the Location of the upload is not a URL"))?;
-    let location = keep_tls(response.url(), location);
-    match address::refusal(response.url(), &location) {
-        None => Ok(location),
-        Some(reason) => Err(Error::RedirectRefused {
-            operation: upload.operation.clone(),
-            target: wire::origin_text(&location),
-            reason,
-        }),
-    }
-}
-
 /// A registry behind a proxy that ends TLS often does not know of it and names itself with `http://` (registry rule U7;
-/// distribution#2862): on the same host our own scheme and port hold.
-fn keep_tls(answered: &Url, location: Url) -> Url {
+/// distribution#2862): on the same host our own scheme and port hold. Nothing where the location can stay as it is.
+fn keep_tls(answered: &Url, location: &Url) -> Option<Url> {
     let is_downgrade = answered.scheme() == "https" && location.scheme() == "http";
     if !is_downgrade || answered.host() != location.host() {
-        return location;
+        return None;
     }
     let mut kept = answered.clone();
     kept.set_path(location.path());
     kept.set_query(location.query());
-    tracing::debug!(host = ?answered.host_str(), "the registry names itself without TLS: TLS is kept");
-    kept
+    Some(kept)
 }
 
 /// Appends the digest to whatever query the registry gave; that one is a signature or a state and stays as it is (U5).
@@ -280,26 +296,14 @@ mod tests {
             (
                 "https://r.example:5000/v2/",
                 "http://r.example/u?a=b",
-                "https://r.example:5000/u?a=b",
+                Some("https://r.example:5000/u?a=b"),
             ),
-            (
-                "https://r.example/v2/",
-                "http://other.example/u",
-                "http://other.example/u",
-            ),
-            (
-                "http://r.example/v2/",
-                "http://r.example:81/u",
-                "http://r.example:81/u",
-            ),
-            (
-                "https://r.example/v2/",
-                "https://r.example:444/u",
-                "https://r.example:444/u",
-            ),
+            ("https://r.example/v2/", "http://other.example/u", None),
+            ("http://r.example/v2/", "http://r.example:81/u", None),
+            ("https://r.example/v2/", "https://r.example:444/u", None),
         ] {
-            let kept = keep_tls(&answered.parse().unwrap(), location.parse().unwrap());
-            assert_eq!(kept.as_str(), expected);
+            let kept = keep_tls(&answered.parse().unwrap(), &location.parse().unwrap());
+            assert_eq!(kept.as_ref().map(Url::as_str), expected);
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{error::Error as StdError, future::Future, io, pin::pin, time::Duration};
 
-use reqwest::{Client, Request, Response};
+use http::StatusCode;
+use reqwest::{Request, Response};
 use rustls::{AlertDescription, CertificateError};
 use tokio::time::Instant;
 use tracing::debug;
@@ -13,8 +14,9 @@ use crate::output::Transfer;
 use super::{
     blob_source::{Meter, Sent},
     body::IDLE_LIMIT,
-    connect::CONNECT_LIMIT,
+    connect::{CONNECT_LIMIT, Client},
     error::{Cause, Error, Operation, Result},
+    proxy::Proxy,
     tls,
 };
 
@@ -39,11 +41,13 @@ pub(super) async fn exchange(
         .and_then(reqwest::Body::as_bytes)
         .map_or(0, <[u8]>::len);
     let limit = HEADER_LIMIT + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
+    let operation = &client.on_the_way(operation, request.url());
     logged(
         request,
         operation,
-        async |request| match tokio::time::timeout(limit, client.execute(request)).await {
-            Ok(result) => result.map_err(|error| failure(operation, &error)),
+        async |request| match tokio::time::timeout(limit, client.execute(request, operation)).await
+        {
+            Ok(result) => result,
             Err(_) => Err(stalled(operation, false, limit)),
         },
     )
@@ -58,15 +62,70 @@ pub(super) async fn exchange_blob(
     meter: Meter,
     progress: &Transfer,
 ) -> Result<Response> {
+    let operation = &client.on_the_way(operation, request.url());
     logged(request, operation, async move |request| {
-        watched(client.execute(request), operation, meter, progress).await
+        watched(
+            client.execute(request, operation),
+            operation,
+            meter,
+            progress,
+        )
+        .await
     })
     .await
 }
 
+impl Client {
+    /// An operation, with the proxy if its URL is asked through one: what fails on the way may have failed there.
+    pub(super) fn on_the_way(&self, operation: &Operation, url: &Url) -> Operation {
+        self.routes
+            .hop(url)
+            .map_or_else(|| operation.clone(), |hop| operation.through(hop.proxy()))
+    }
+
+    /// Sends a request. An answer is the registry's own, a proxy's refusal is an error.
+    async fn execute(&self, request: Request, operation: &Operation) -> Result<Response> {
+        let Some(hop) = self.routes.hop(request.url()) else {
+            let result = self.http.execute(request).await;
+            return result.map_err(|error| failure(operation, &error));
+        };
+        let refused = || Error::ProxyAuthenticationRequired {
+            operation: operation.clone(),
+        };
+        if hop.is_login_refused() {
+            return Err(refused());
+        }
+        let url = request.url().clone();
+        let is_tunnelled = url.scheme() == "https";
+        let result = match self.http.execute(request).await {
+            // Through a tunnel it would be the registry's.
+            Ok(response)
+                if !is_tunnelled
+                    && response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED =>
+            {
+                Err(refused())
+            }
+            Ok(response) => Ok(response),
+            Err(error) => match Trouble::of(&error, is_tunnelled) {
+                Trouble::LoginWanted => Err(refused()),
+                Trouble::Refusal => Err(refusal(hop.proxy(), &url, operation).await),
+                Trouble::Unreachable => Err(Error::ProxyUnreachable {
+                    operation: operation.clone(),
+                    source: Cause::of(&error),
+                }),
+                Trouble::None => Err(failure(operation, &error)),
+            },
+        };
+        if let Err(Error::ProxyAuthenticationRequired { .. }) = result {
+            hop.note_refused_login();
+        }
+        result
+    }
+}
+
 /// Drives an upload while looking at what it has taken so far.
 async fn watched(
-    send: impl Future<Output = reqwest::Result<Response>>,
+    send: impl Future<Output = Result<Response>>,
     operation: &Operation,
     mut meter: Meter,
     progress: &Transfer,
@@ -89,7 +148,7 @@ async fn watched(
                 limit = if sending { IDLE_LIMIT } else { COMMIT_LIMIT };
                 deadline = Instant::now() + limit;
             }
-            result = &mut send => break result.map_err(|error| failure(operation, &error)),
+            result = &mut send => break result,
             () = tokio::time::sleep_until(deadline) => break Err(stalled(operation, sending, limit)),
         }
     };
@@ -179,6 +238,53 @@ pub(super) fn failure(operation: &Operation, error: &reqwest::Error) -> Error {
     Error::ConnectionFailed { operation, source }
 }
 
+/// What a proxy has to do with a failure. Before there is a connection to the registry, it is the proxy that failed.
+enum Trouble {
+    None,
+    Unreachable,
+    LoginWanted,
+    Refusal,
+}
+
+impl Trouble {
+    fn of(error: &reqwest::Error, is_tunnelled: bool) -> Self {
+        // The library has no type for this outside its own crate, so its words are looked for; a test notices when they
+        // change.
+        let tunnel = causes(error).find_map(|cause| {
+            let text = cause.to_string();
+            text.strip_prefix("tunnel error: ").map(str::to_owned)
+        });
+        match tunnel.as_deref() {
+            Some("proxy authorization required") => Self::LoginWanted,
+            Some("unsuccessful") => Self::Refusal,
+            None if is_tunnelled || !error.is_connect() || error.is_timeout() => Self::None,
+            Some(_) | None => Self::Unreachable,
+        }
+    }
+}
+
+/// What it means that a proxy opens no connection to the host of `url`. The library keeps the proxy's answer to itself, so
+/// the proxy is asked once more.
+async fn refusal(proxy: &Proxy, url: &Url, operation: &Operation) -> Error {
+    let operation = operation.clone();
+    match proxy.ask_for_tunnel(url).await {
+        // Some proxies say so to a wrong login (tinyproxy), and no registry is asked yet that could.
+        Some(StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
+            Error::ProxyAuthenticationRequired { operation }
+        }
+        Some(status) if !status.is_success() => Error::ProxyRefused {
+            operation,
+            said: status.to_string(),
+            is_denied: status.is_client_error(),
+        },
+        _ => Error::ProxyRefused {
+            operation,
+            said: "it opens no connection to there".to_owned(),
+            is_denied: false,
+        },
+    }
+}
+
 /// The error and everything below it. `io::Error` does not name what it wraps as its source, so it is opened by hand.
 fn causes<'a>(
     error: &'a (dyn StdError + 'static),
@@ -211,6 +317,11 @@ fn tls_failure(operation: Operation, error: &rustls::Error, source: Cause) -> Er
             | AlertDescription::BadCertificate
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::UnsupportedCertificate
+            // Its signature is not that of the authority whose name it bears.
+            | AlertDescription::DecryptError
             | AlertDescription::AccessDenied,
         ) => Error::ClientCertificateRefused { operation, source },
         _ => Error::TlsHandshakeFailed { operation, source },
@@ -222,6 +333,11 @@ fn certificate_problem(problem: &CertificateError) -> &'static str {
     match problem {
         CertificateError::UnknownIssuer => {
             "its certificate is not signed by a trusted authority; give the registry's CA certificate, or skip TLS verification"
+        }
+        // Of two authorities with one name the trusted one was tried.
+        CertificateError::BadSignature => {
+            "its certificate is not signed by a trusted authority, but by another one of the same name; give the registry's CA \
+             certificate, or skip TLS verification"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "its certificate has expired; renew it there, or skip TLS verification"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    cache,
+    archive, cache,
     error::{Class, Classified},
     image::{self, Digest, ImageName},
     registry,
@@ -102,6 +102,23 @@ pub enum Error {
         /// What is missing.
         digest: Digest,
     },
+    /// An archive was not extracted.
+    #[error("could not extract {archive}")]
+    Extract {
+        /// The archive.
+        archive: String,
+        /// What the archive room says.
+        #[source]
+        source: archive::Error,
+    },
+    /// The run's time was over before the image was through.
+    #[error("{image} was not copied within the timeout of {} s: what is there stays, another run goes on from it", .timeout.as_secs())]
+    RunTimedOut {
+        /// The image as the cache names it.
+        image: ImageName,
+        /// How long the run might take.
+        timeout: Duration,
+    },
     /// A job names a registry access that the run was not given.
     #[error("no client was given for the registry access '{name}'")]
     RegistryMissing {
@@ -127,7 +144,10 @@ impl Classified for Error {
             Self::Pull { source, .. } | Self::Push { source, .. } => source.class(),
             Self::Cache { source, .. } => source.class(),
             Self::Manifest { source, .. } => source.class(),
+            Self::Extract { source, .. } => source.class(),
             Self::IndexTooDeep { .. } | Self::IndexTooLarge { .. } => Class::Policy,
+            // As with a slow network, another attempt may get through.
+            Self::RunTimedOut { .. } => Class::Network,
             Self::CachedImageUnknown { .. } | Self::CachedImageIncomplete { .. } => Class::NotFound,
             Self::TargetInvalid { .. } | Self::RegistryMissing { .. } => Class::Config,
         }
@@ -139,11 +159,13 @@ impl Classified for Error {
             Self::Pull { source, .. } | Self::Push { source, .. } => source.reason(),
             Self::Cache { source, .. } => source.reason(),
             Self::Manifest { source, .. } => source.reason(),
+            Self::Extract { source, .. } => source.reason(),
             Self::IndexTooDeep { .. }
             | Self::IndexTooLarge { .. }
             | Self::CachedImageUnknown { .. }
             | Self::CachedImageIncomplete { .. }
             | Self::TargetInvalid { .. }
+            | Self::RunTimedOut { .. }
             | Self::RegistryMissing { .. } => self.into(),
         }
     }

@@ -1,6 +1,7 @@
-//! The door for one operation: pull one image, or push one from the cache.
+//! The door for one operation: pull an image, extract a tar, or push an image from the cache by its manifest or by a tar.
 
 use crate::{
+    archive::{Choice, StoredArchiveImage},
     cache::Cache,
     image::{ImageName, Reference, Repository, RepositoryPath},
     output::OutputManager,
@@ -8,8 +9,8 @@ use crate::{
 };
 
 use super::{
-    Destination, Error, ImageJob, Registries, RegistryId, RegistryImage, Result, Run,
-    TargetReference, TransferOptions,
+    Destination, Error, ImageJob, Registries, RegistryId, RegistryImage, Result, Run, Tar,
+    TarImages, TargetReference, TransferOptions,
 };
 
 /// What one operation does.
@@ -23,12 +24,30 @@ pub enum OperationMode {
         /// Tag or digest.
         reference: Reference,
     },
+    /// Extract images of a tar into the cache.
+    ExtractAndCache {
+        /// The tar.
+        tar: Tar,
+        /// Which of its images.
+        images: TarImages,
+    },
     /// Push an image that lies in the cache, by its manifest.
     PushFromCacheUsingManifest {
         /// The image's name in the cache.
         source: ImageName,
         /// The repository at the registry.
         repository: RepositoryPath,
+        /// Tag or digest at the registry.
+        reference: Reference,
+    },
+    /// Push an image of a tar: it is extracted into the cache first, unless it is there already.
+    PushFromCacheUsingTar {
+        /// The tar.
+        tar: Tar,
+        /// Which of its images; `None` = the only one.
+        image: Option<Choice>,
+        /// The repository at the registry; an image without a name is cached under this one.
+        repository: Repository,
         /// Tag or digest at the registry.
         reference: Reference,
     },
@@ -40,6 +59,7 @@ pub struct ImageManager {
     cache: Cache,
     output: OutputManager,
     options: TransferOptions,
+    extracted: Vec<StoredArchiveImage>,
 }
 
 /// The only registry access of a one-job run.
@@ -52,7 +72,13 @@ impl ImageManager {
             cache,
             output,
             options,
+            extracted: Vec::new(),
         }
+    }
+
+    /// The images that the last operation extracted.
+    pub fn extracted(&self) -> &[StoredArchiveImage] {
+        &self.extracted
     }
 
     /// Carries out `mode` as a run of one job. `auth_token` is a bearer token the caller has already; without one the client
@@ -66,13 +92,71 @@ impl ImageManager {
         client: Option<&RegistryClient>,
         auth_token: Option<&str>,
     ) -> Result<()> {
+        let job = match mode {
+            OperationMode::ExtractAndCache { tar, images } => {
+                return self.extract(tar, images).await;
+            }
+            OperationMode::PushFromCacheUsingTar {
+                tar,
+                image,
+                repository,
+                reference,
+            } => {
+                let cached = self
+                    .extract_one(tar, image.as_ref(), repository, reference)
+                    .await?;
+                push_job(cached, repository.path(), reference)
+            }
+            OperationMode::PushFromCacheUsingManifest {
+                source,
+                repository,
+                reference,
+            } => push_job(source.clone(), repository, reference),
+            OperationMode::PullAndCache {
+                repository,
+                reference,
+            } => pull_job(repository, reference),
+        };
         let client = client.ok_or_else(|| Error::RegistryMissing {
             name: REGISTRY.to_owned(),
         })?;
         let client = auth_token.map_or_else(|| client.clone(), |token| client.with_token(token));
+        self.copy(job, client).await
+    }
+
+    async fn extract(&mut self, tar: &Tar, images: &TarImages) -> Result<()> {
+        let extracted = tar.extract(images, &self.cache, &self.output).await;
+        self.extracted = extracted.map_err(|source| Error::Extract {
+            archive: tar.name(),
+            source,
+        })?;
+        Ok(())
+    }
+
+    /// Extracts the image that is to be pushed, and tells its name in the cache: its own, or that of the destination.
+    async fn extract_one(
+        &mut self,
+        tar: &Tar,
+        image: Option<&Choice>,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<ImageName> {
+        let fallback = ImageName {
+            repository: repository.clone(),
+            reference: reference.clone(),
+        };
+        let images = TarImages::OneToPush {
+            choice: image.cloned(),
+            fallback: fallback.clone(),
+        };
+        self.extract(tar, &images).await?;
+        let names = self.extracted.iter().flat_map(|image| &image.names);
+        Ok(names.into_iter().next().cloned().unwrap_or(fallback))
+    }
+
+    async fn copy(&self, job: ImageJob, client: RegistryClient) -> Result<()> {
         let registries = Registries::from([(RegistryId(REGISTRY.to_owned()), client)]);
         let run = Run::new(&self.cache, registries, self.options, self.output.clone());
-        let job = job_of(mode);
         let in_use = run.use_cache(std::slice::from_ref(&job)).await;
         let _in_use = in_use.map_err(|source| Error::Cache {
             image: job.cached.clone(),
@@ -88,38 +172,33 @@ impl ImageManager {
     }
 }
 
-/// The operation as a job.
-fn job_of(mode: &OperationMode) -> ImageJob {
-    match mode {
-        OperationMode::PullAndCache {
-            repository,
-            reference,
-        } => ImageJob {
-            cached: ImageName {
-                repository: repository.clone(),
-                reference: reference.clone(),
-            },
-            source: Some(RegistryImage {
-                registry: RegistryId(REGISTRY.to_owned()),
-                repository: repository.path().clone(),
-                reference: reference.clone(),
-            }),
-            destinations: Vec::new(),
+/// From the registry into the cache.
+fn pull_job(repository: &Repository, reference: &Reference) -> ImageJob {
+    ImageJob {
+        cached: ImageName {
+            repository: repository.clone(),
+            reference: reference.clone(),
         },
-        OperationMode::PushFromCacheUsingManifest {
-            source,
-            repository,
-            reference,
-        } => ImageJob {
-            cached: source.clone(),
-            source: None,
-            destinations: vec![Destination {
-                name: "default".to_owned(),
-                registry: RegistryId(REGISTRY.to_owned()),
-                repository: repository.clone(),
-                reference: TargetReference::Known(reference.clone()),
-            }],
-        },
+        source: Some(RegistryImage {
+            registry: RegistryId(REGISTRY.to_owned()),
+            repository: repository.path().clone(),
+            reference: reference.clone(),
+        }),
+        destinations: Vec::new(),
+    }
+}
+
+/// From the cache to the registry.
+fn push_job(cached: ImageName, repository: &RepositoryPath, reference: &Reference) -> ImageJob {
+    ImageJob {
+        cached,
+        source: None,
+        destinations: vec![Destination {
+            name: "default".to_owned(),
+            registry: RegistryId(REGISTRY.to_owned()),
+            repository: repository.clone(),
+            reference: TargetReference::Known(reference.clone()),
+        }],
     }
 }
 
@@ -128,19 +207,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_mode_is_a_run_of_one_job() {
-        let pull = job_of(&OperationMode::PullAndCache {
-            repository: "registry.example/team/app".parse().unwrap(),
-            reference: "1".parse().unwrap(),
-        });
-        assert_eq!(pull.cached.to_string(), "registry.example/team/app:1");
-        assert_eq!(pull.source.unwrap().repository.as_str(), "team/app");
-        let push = job_of(&OperationMode::PushFromCacheUsingManifest {
-            source: pull.cached,
-            repository: "mirror/app".parse().unwrap(),
-            reference: "1".parse().unwrap(),
-        });
-        assert!(push.source.is_none());
-        assert_eq!(push.destinations.len(), 1);
+    fn a_pull_is_cached_under_the_name_as_given() {
+        let repository = "registry.example/team/app".parse().unwrap();
+        let job = pull_job(&repository, &"1".parse().unwrap());
+        assert_eq!(job.cached.to_string(), "registry.example/team/app:1");
+        assert_eq!(job.source.unwrap().repository.as_str(), "team/app");
+    }
+
+    #[test]
+    fn a_push_needs_no_source() {
+        let cached = "registry.example/team/app:1".parse().unwrap();
+        let job = push_job(
+            cached,
+            &"mirror/app".parse().unwrap(),
+            &"1".parse().unwrap(),
+        );
+        assert!(job.source.is_none());
+        assert_eq!(job.destinations.len(), 1);
     }
 }

@@ -14,6 +14,7 @@ mod pull;
 mod push;
 mod report;
 mod run;
+mod tar;
 mod tree;
 
 pub use error::{Error, Result};
@@ -24,3 +25,4 @@ pub use job::{
 };
 pub use report::{DestinationReport, Failure, ImageReport, Outcome, RunReport};
 pub use run::Run;
+pub use tar::{Tar, TarImages};

@@ -7,7 +7,7 @@ use crate::{
     error::{Class, Classified, handlers},
     image::{Descriptor, Digest, ImageName, RawManifest, Reference},
     output::{Direction, Transfer},
-    registry::RegistryClient,
+    registry::{FoundManifest, RegistryClient},
 };
 
 use super::{Error, RegistryImage, Result, Run, tree::ImageTree};
@@ -22,9 +22,9 @@ pub(super) struct Pull<'a> {
 
 impl Pull<'_> {
     /// The digest the source has now under the reference; of a digest, the digest itself, without asking.
-    pub(super) async fn look_up(&self) -> Result<Digest> {
+    pub(super) async fn look_up(&self) -> Result<FoundManifest> {
         if let Reference::Digest(digest) = &self.source.reference {
-            return Ok(digest.clone());
+            return Ok(FoundManifest::Digest(digest.clone()));
         }
         let RegistryImage {
             registry: _,
@@ -33,24 +33,27 @@ impl Pull<'_> {
         } = self.source;
         match self
             .client
-            .head_manifest(repository, reference)
+            .find_manifest(repository, reference)
             .await
             .map_err(|source| self.pull_error(source))?
         {
-            Some(digest) => Ok(digest),
+            Some(found) => Ok(found),
             // A HEAD answer has no body: the GET gives the registry's own words.
-            None => Ok(self.get_manifest(reference).await?.digest().clone()),
+            None => self
+                .get_manifest(reference)
+                .await
+                .map(FoundManifest::Manifest),
         }
     }
 
-    /// Brings the whole image into the cache. `digest` is what a look-up found, if there was one; `uploads` is how often the
+    /// Brings the whole image into the cache. `found` is what a look-up found, if there was one; `uploads` is how often the
     /// image will travel on from there. The second value tells whether anything was fetched.
     pub(super) async fn fetch(
         &self,
-        digest: Option<&Digest>,
+        found: Option<FoundManifest>,
         uploads: u64,
     ) -> Result<(ImageTree, bool)> {
-        let root = self.root_manifest(digest).await?;
+        let root = self.root_manifest(found).await?;
         let tree =
             ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await?;
         tree.plan(1 + uploads, &self.run.output);
@@ -99,17 +102,21 @@ impl Pull<'_> {
     }
 
     /// The manifest the reference names: from the cache where the digest is known and there, else from the registry, once.
-    async fn root_manifest(&self, digest: Option<&Digest>) -> Result<RawManifest> {
+    async fn root_manifest(&self, found: Option<FoundManifest>) -> Result<RawManifest> {
         let cached = self.cached_manifest(&self.cached.reference).await?;
-        let known = match digest {
-            Some(digest) => Some(digest.clone()),
+        let found = match found {
+            Some(found) => Some(found),
             None if cached.is_some() => Some(self.look_up().await?),
             // Nothing to compare with: the GET answers what the HEAD would.
-            None => self.source.reference.digest().cloned(),
+            None => {
+                let digest = self.source.reference.digest();
+                digest.cloned().map(FoundManifest::Digest)
+            }
         };
-        match (known, cached) {
-            (Some(digest), Some(manifest)) if *manifest.digest() == digest => Ok(manifest),
-            (Some(digest), _) => self.manifest_by_digest(digest).await,
+        match (found, cached) {
+            (Some(found), Some(manifest)) if manifest.digest() == found.digest() => Ok(manifest),
+            (Some(FoundManifest::Digest(digest)), _) => self.manifest_by_digest(digest).await,
+            (Some(FoundManifest::Manifest(manifest)), _) => Ok(manifest),
             (None, _) => self.get_manifest(&self.source.reference).await,
         }
     }

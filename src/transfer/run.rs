@@ -1,10 +1,10 @@
 //! One run: all jobs at once, each image looked up, fetched and sent to its destinations, nothing moved twice.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     cache::{Cache, StoreGuard},
@@ -33,6 +33,7 @@ pub struct Run {
     pub(super) output: OutputManager,
     pub(super) options: TransferOptions,
     registries: Registries,
+    deadline: Option<Deadline>,
     /// One permit per blob transfer, over all images and directions.
     pub(super) slots: Semaphore,
     /// Who fetches which blob: images of one run often share layers.
@@ -41,6 +42,13 @@ pub struct Run {
     pub(super) uploads: KeyedLock<UploadKey>,
     /// What this run sent or found there: it is not asked about again.
     pub(super) sent: Mutex<HashSet<UploadKey>>,
+}
+
+/// When a run is over, whatever it has left to do.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    at: Instant,
+    timeout: Duration,
 }
 
 impl Run {
@@ -56,11 +64,19 @@ impl Run {
             output,
             options,
             registries,
+            deadline: None,
             slots: Semaphore::new(options.max_concurrent.max(1)),
             downloads: KeyedLock::default(),
             uploads: KeyedLock::default(),
             sent: Mutex::default(),
         }
+    }
+
+    /// Gives up on images that are not through at `at`; `timeout` is what the user said.
+    #[must_use]
+    pub const fn until(mut self, at: Instant, timeout: Duration) -> Self {
+        self.deadline = Some(Deadline { at, timeout });
+        self
     }
 
     /// Works on all jobs and tells what became of each, in their order. Never fails as a whole.
@@ -114,7 +130,7 @@ impl Run {
 
     /// Works on one job; every error becomes an outcome.
     async fn image_report(&self, job: &ImageJob) -> ImageReport {
-        let copied = self.copy(job).await;
+        let copied = self.copy_in_time(job).await;
         let fetched = match copied.fetched {
             Ok(true) => Outcome::Copied,
             Ok(false) => Outcome::UpToDate,
@@ -163,6 +179,17 @@ impl Run {
         }
     }
 
+    async fn copy_in_time(&self, job: &ImageJob) -> Copied {
+        let Some(Deadline { at, timeout }) = self.deadline else {
+            return self.copy(job).await;
+        };
+        let copied = tokio::time::timeout_at(at, self.copy(job)).await;
+        copied.unwrap_or_else(|_| {
+            let image = job.cached.clone();
+            Copied::not_fetched(None, Error::RunTimedOut { image, timeout })
+        })
+    }
+
     /// Copies one image, with typed errors. `Ok(true)` means that something moved.
     pub(super) async fn copy(&self, job: &ImageJob) -> Copied {
         match &job.source {
@@ -192,10 +219,11 @@ impl Run {
                 Err(error) => Copied::not_fetched(None, error),
             };
         }
-        let digest = match pull.look_up().await {
-            Ok(digest) => digest,
+        let found = match pull.look_up().await {
+            Ok(found) => found,
             Err(error) => return Copied::not_fetched(None, error),
         };
+        let digest = found.digest().clone();
         let there = self.ask_destinations(job, &digest).await;
         if there.iter().all(|answer| !matches!(answer, Ok(false))) {
             // Nobody needs the bytes: they are there, or the destination cannot be asked.
@@ -205,7 +233,7 @@ impl Run {
                 destinations: settled(there),
             };
         }
-        match pull.fetch(Some(&digest), missing(&there)).await {
+        match pull.fetch(Some(found), missing(&there)).await {
             Ok((tree, moved)) => self.send_where_missing(job, there, tree, moved).await,
             Err(error) => {
                 let destinations = settled(there);

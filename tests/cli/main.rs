@@ -13,11 +13,16 @@
 mod support;
 
 mod access;
+mod archives;
 mod bad_input;
+mod behind_nginx;
 mod cache_commands;
+mod certificates;
 mod commands;
 mod interrupt;
 mod memory;
 mod options;
 mod output;
+mod proxies;
 mod round_trip;
+mod sync;

@@ -83,6 +83,7 @@ fn help_and_version_are_no_errors_and_unknown_commands_are() -> Result<()> {
     for command in [
         "pull",
         "push",
+        "sync",
         "list",
         "clean",
         "controller",

@@ -127,6 +127,21 @@ impl<'a> Bed<'a> {
         self.cluster.run_kubectl(&all)
     }
 
+    /// Sets an annotation of a mirror, in place of what it said before.
+    pub(crate) fn annotate(&self, name: &str, annotation: &str, value: &str) -> Result<()> {
+        let pair = format!("{annotation}={value}");
+        self.kubectl(&["annotate", "imir", name, &pair, "--overwrite"])
+            .map(drop)
+    }
+
+    /// Asks for a run, and waits until one has answered.
+    pub(crate) fn request(&self, name: &str, token: &str) -> Result<Value> {
+        self.annotate(name, "imagepusher.io/requestedAt", token)?;
+        self.wait_until(name, PATIENCE, |object| {
+            object["status"]["lastHandledReconcileAt"] == token
+        })
+    }
+
     /// The whole object.
     pub(crate) fn object(&self, name: &str) -> Result<Value> {
         let text = self.kubectl(&["get", "imir", name, "-o", "json"])?;

@@ -136,3 +136,38 @@ async fn a_mirror_without_destinations_fills_the_cache() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn what_one_mirror_brought_into_the_cache_another_one_takes_from_there() -> Result<()> {
+    let (from, to) = (Registry::open()?, Registry::open()?);
+    Image::builder().build()?.push(from.access(), "app:1")?;
+    let bed = Bed::new("from-cache").await?;
+    let _operator = bed.operator()?;
+    bed.mirror(
+        "fill",
+        &json!({"source": source(from.access(), "app", &["1"])}),
+    )?;
+    bed.wait_ready("fill", "True", "Succeeded")?;
+    let asked = from.requests().len();
+    let cached = |reference: &str| {
+        let repository = format!("{}/app", from.access().address);
+        json!({"cache": {"repository": repository, "reference": reference}})
+    };
+    for (name, reference) in [("take", "1"), ("miss", "2")] {
+        bed.mirror(
+            name,
+            &json!({
+                "source": cached(reference),
+                "destinations": [destination("default", to.access())],
+            }),
+        )?;
+    }
+    bed.wait_ready("take", "True", "Succeeded")?;
+    bed.wait_ready("miss", "False", "CachedImageUnknown")?;
+    assert_eq!(from.requests().len(), asked, "the source is left alone");
+    assert_eq!(
+        skopeo::digest(to.access(), "mirror/app:1")?,
+        skopeo::digest(from.access(), "app:1")?
+    );
+    Ok(())
+}

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
+use docker_image_pusher::{api::ImageMirrorSpec, mirror::validate};
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, cluster};
@@ -56,6 +57,15 @@ fn cases() -> Vec<(String, Value, &'static str)> {
         "tag may hold letters, digits, '.', '_', '-' and the placeholders {tag} and {digest}";
     const DIGEST: &str = "must be [tag@]sha256:<64 hex digits> or [tag@]sha512:<128 hex digits>";
     const INTERVAL: &str = "must be a duration of at least 1m, for example 30m, 1h or 1h30m";
+    const SOURCE: &str = "exactly one of registry, archive and cache must be set";
+    const PATH: &str = "path must be relative and without empty, . and .. segments";
+    const EITHER: &str = "exactly one of name and index must be set";
+    const KNOWN_AS: &str = "must be [host/]repository:tag, for example team/app:1.2";
+    const LOGIN: &str = "secretRef and serviceAccountName both name a login: set one of them";
+    const TIMEOUT: &str = "must be a duration such as 90s, 30m or 6h";
+    let archive = |archive: &Value| json!({"archive": archive});
+    let archive_image = |image: &Value| json!({"archive": {"path": "app.tar", "images": [image]}});
+    let cached = |repository: &str, reference: &str| json!({"cache": {"repository": repository, "reference": reference}});
     let (short, long) = ("a".repeat(64), "b".repeat(128));
     let many_tags: Vec<String> = (0..501).map(|number| number.to_string()).collect();
     let many_destinations: Vec<Value> = (0..17)
@@ -65,7 +75,101 @@ fn cases() -> Vec<(String, Value, &'static str)> {
     let first = "/spec/destinations/0";
     vec![
         ("/spec".into(), valid()["spec"].clone(), ""),
-        ("/spec/source".into(), json!({}), "registry must be set"),
+        ("/spec/source".into(), json!({}), SOURCE),
+        (
+            "/spec/source".into(),
+            json!({"archive": {"path": "app.tar"}, "cache": {"repository": "localhost/a", "reference": "1"}}),
+            SOURCE,
+        ),
+        (
+            "/spec/source".into(),
+            json!({"archive": {"path": "team-a/app.tar"}}),
+            "",
+        ),
+        (
+            "/spec/source".into(),
+            json!({"archive": {"path": "app.tar", "images": [
+                {"name": "app:1.2", "as": "registry.example:5000/team/app:1.2"}, {"index": 0, "as": "tool:1"},
+                {"index": 1},
+            ]}}),
+            "",
+        ),
+        (
+            "/spec/source".into(),
+            archive(&json!({"path": "/app.tar"})),
+            PATH,
+        ),
+        (
+            "/spec/source".into(),
+            archive(&json!({"path": "../app.tar"})),
+            PATH,
+        ),
+        (
+            "/spec/source".into(),
+            archive(&json!({"path": "a/./b.tar"})),
+            PATH,
+        ),
+        (
+            "/spec/source".into(),
+            archive(&json!({"path": "a//b.tar"})),
+            PATH,
+        ),
+        ("/spec/source".into(), archive(&json!({"path": "a/"})), PATH),
+        (
+            "/spec/source".into(),
+            archive(&json!({"path": ""})),
+            "should be at least 1 chars long",
+        ),
+        (
+            "/spec/source".into(),
+            archive_image(&json!({"name": "app:1", "index": 0})),
+            EITHER,
+        ),
+        (
+            "/spec/source".into(),
+            archive_image(&json!({"as": "app:1"})),
+            EITHER,
+        ),
+        (
+            "/spec/source".into(),
+            archive_image(&json!({"index": -1})),
+            "should be greater than or equal to 0",
+        ),
+        (
+            "/spec/source".into(),
+            archive_image(&json!({"index": 0, "as": "app"})),
+            KNOWN_AS,
+        ),
+        (
+            "/spec/source".into(),
+            archive_image(&json!({"index": 0, "as": "team/App:1"})),
+            KNOWN_AS,
+        ),
+        (
+            "/spec/source".into(),
+            cached("docker.io/library/nginx", "1.27"),
+            "",
+        ),
+        (
+            "/spec/source".into(),
+            cached("localhost:5000/app", &format!("sha256:{short}")),
+            "",
+        ),
+        (
+            "/spec/source".into(),
+            cached("library/nginx", "1.27"),
+            REPOSITORY,
+        ),
+        (
+            "/spec/source".into(),
+            cached("docker.io/library/nginx", "sha256:abc"),
+            "must be a tag or a digest",
+        ),
+        (
+            "/spec/source".into(),
+            json!({"cache": {"repository": "docker.io/library/nginx"}}),
+            "spec.source.cache.reference: Required value",
+        ),
         (
             registry.into(),
             json!({"repository": "docker.io/library/nginx"}),
@@ -121,7 +225,7 @@ fn cases() -> Vec<(String, Value, &'static str)> {
         ),
         (
             format!("{registry}/digests"),
-            json!([format!("1.27@sha256:{short}"), format!("sha512:{long}")]),
+            json!([format!("1.26@sha256:{short}"), format!("sha512:{long}")]),
             "",
         ),
         (format!("{registry}/digests"), json!(["sha256:abc"]), DIGEST),
@@ -141,6 +245,31 @@ fn cases() -> Vec<(String, Value, &'static str)> {
             registry.into(),
             json!({"repository": "localhost/a", "tags": ["1"], "insecure": true, "skipTLSVerify": true}),
             "insecure means plain http, skipTLSVerify cannot apply",
+        ),
+        (
+            format!("{registry}/serviceAccountName"),
+            json!("puller"),
+            "",
+        ),
+        (
+            format!("{registry}/serviceAccountName"),
+            json!("../puller"),
+            "spec.source.registry.serviceAccountName",
+        ),
+        (
+            format!("{registry}/proxySecretRef"),
+            json!({"name": "proxy"}),
+            "",
+        ),
+        (
+            registry.into(),
+            json!({"repository": "localhost/a", "tags": ["1"], "secretRef": {"name": "a"}, "serviceAccountName": "b"}),
+            LOGIN,
+        ),
+        (
+            first.into(),
+            json!({"repository": "localhost/a", "secretRef": {"name": "a"}, "serviceAccountName": "b"}),
+            LOGIN,
         ),
         ("/spec/destinations".into(), json!([]), ""),
         (
@@ -201,10 +330,18 @@ fn cases() -> Vec<(String, Value, &'static str)> {
             json!({"retryAttempts": -1}),
             "should be greater than or equal to 0",
         ),
+        ("/spec/timeout".into(), json!("90s"), ""),
+        ("/spec/timeout".into(), json!("1h30m"), ""),
+        ("/spec/timeout".into(), Value::Null, ""),
+        ("/spec/timeout".into(), json!("0s"), TIMEOUT),
+        ("/spec/timeout".into(), json!("999ms"), TIMEOUT),
+        ("/spec/timeout".into(), json!("1d"), TIMEOUT),
+        ("/spec/suspend".into(), json!(true), ""),
+        ("/spec/suspend".into(), json!("yes"), "suspend"),
         (
-            "/spec/suspend".into(),
+            "/spec/suspended".into(),
             json!(true),
-            "unknown field \"spec.suspend\"",
+            "unknown field \"spec.suspended\"",
         ),
     ]
 }
@@ -212,6 +349,7 @@ fn cases() -> Vec<(String, Value, &'static str)> {
 #[tokio::test]
 async fn each_rule_takes_what_is_right_and_says_in_words_what_is_not() -> Result<()> {
     let cluster = cluster().await?;
+    let mut disagreements = Vec::new();
     for (path, value, expected) in cases() {
         let mut object = valid();
         let (parent, key) = path.rsplit_once('/').unwrap();
@@ -228,8 +366,35 @@ async fn each_rule_takes_what_is_right_and_says_in_words_what_is_not() -> Result
                 "{path} = {value}: {complaint}"
             );
         }
+        // Files for `sync` never meet a server.
+        let refusal = refusal_without_server(&object);
+        let is_of_both = !ONLY_OF_THE_SERVER
+            .iter()
+            .any(|rule| expected.contains(rule))
+            // Looked at once archives are read.
+            && object.pointer("/spec/source/archive/images").is_none();
+        if is_of_both && refusal.is_none() != expected.is_empty() {
+            disagreements.push(format!("{path} = {value}: {refusal:?}"));
+        }
     }
+    assert_eq!(disagreements, Vec::<String>::new());
     Ok(())
+}
+
+/// What has no meaning without a server: its bounds on lists, which only keep its rules cheap, and fields it does not know.
+const ONLY_OF_THE_SERVER: [&str; 3] = ["must have at most", "unknown field", "Duplicate value"];
+
+/// What our own checks say to the object; nothing where they take it. Nulls count as absent, as for the server.
+fn refusal_without_server(object: &Value) -> Option<String> {
+    let mut spec = object["spec"].clone();
+    if let Some(fields) = spec.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+    }
+    let spec: ImageMirrorSpec = match serde_json::from_value(spec) {
+        Ok(spec) => spec,
+        Err(error) => return Some(error.to_string()),
+    };
+    validate(&spec).err().map(|error| error.to_string())
 }
 
 #[tokio::test]

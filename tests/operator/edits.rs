@@ -14,17 +14,17 @@ use crate::support::process::poll;
 use crate::support::registry::Registry;
 
 /// Operator rule K1.
-const PROMPT: Duration = Duration::from_secs(5);
+pub(crate) const PROMPT: Duration = Duration::from_secs(5);
 
-struct Slow {
+pub(crate) struct Slow {
     _from: Registry,
-    to: Registry,
-    gateway: Gateway,
-    bed: Bed<'static>,
+    pub(crate) to: Registry,
+    pub(crate) gateway: Gateway,
+    pub(crate) bed: Bed<'static>,
 }
 
 /// A source whose blobs would take minutes.
-async fn slow(prefix: &str) -> Result<Slow> {
+pub(crate) async fn slow(prefix: &str) -> Result<Slow> {
     let from = Registry::open()?;
     for (seed, tag) in [(1, "old"), (2, "new")] {
         let image = Image::builder().layers(1, 2_000_000).seed(seed).build()?;
@@ -46,7 +46,7 @@ async fn slow(prefix: &str) -> Result<Slow> {
 }
 
 impl Slow {
-    fn spec(&self, tag: &str) -> Value {
+    pub(crate) fn spec(&self, tag: &str) -> Value {
         json!({
             "source": source(&self.gateway.access(None), "app", &[tag]),
             "destinations": [destination("default", self.to.access())],
@@ -55,7 +55,7 @@ impl Slow {
     }
 
     /// Applies a mirror and waits until its blobs are on their way.
-    fn begin(&self, tag: &str) -> Result<()> {
+    pub(crate) fn begin(&self, tag: &str) -> Result<()> {
         self.bed.mirror("app", &self.spec(tag))?;
         self.bed
             .wait_until("app", PATIENCE, |object| {
@@ -64,7 +64,7 @@ impl Slow {
             .map(drop)
     }
 
-    fn open_downloads(&self) -> usize {
+    pub(crate) fn open_downloads(&self) -> usize {
         let exchanges = self.gateway.exchanges();
         let open = |exchange: &&crate::support::gateway::Exchange| {
             exchange.path.contains("/blobs/") && exchange.ended.is_none()
@@ -145,6 +145,7 @@ async fn an_edit_that_changes_no_copy_leaves_it_alone() -> Result<()> {
     let asked = slow.gateway.exchanges().len();
     let mut spec = slow.spec("old");
     spec["interval"] = json!("2h");
+    spec["timeout"] = json!("3h");
     slow.bed.mirror("app", &spec)?;
     let object = slow.bed.wait_until("app", PROMPT, |object| {
         object["status"]["observedGeneration"] == 2

@@ -9,12 +9,16 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod bed;
 mod copies;
 mod crd;
 mod edits;
 mod events;
+mod files;
 mod malformed;
 mod refusals;
+mod reports;
+mod requests;
 mod steady;
 mod stop;

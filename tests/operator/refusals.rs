@@ -8,11 +8,11 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::bed::{Bed, cluster, condition, destination, source};
-use crate::support::Result;
 use crate::support::faults::{Action, Rule};
 use crate::support::gateway::Gateway;
 use crate::support::images::Image;
 use crate::support::registry::Registry;
+use crate::support::{Result, skopeo};
 
 struct Parts {
     from: Registry,
@@ -30,6 +30,8 @@ impl Parts {
     fn spec(&self, secret: &str) -> Value {
         let mut to = destination("default", self.to.access());
         to["secretRef"] = json!({"name": secret});
+        // Two mirrors must not write one place.
+        to["repository"] = json!(format!("{}/{secret}", self.to.access().address));
         json!({
             "source": source(self.from.access(), "app", &["1"]),
             "destinations": [to],
@@ -180,6 +182,51 @@ subjects: [{{kind: ServiceAccount, name: poor, namespace: {home}}}]
         )),
         "{message}"
     );
+    Ok(())
+}
+
+/// Also after a restart, whichever of the two is looked at first.
+#[tokio::test]
+async fn the_younger_of_two_mirrors_with_one_destination_copies_nothing_until_the_older_is_gone()
+-> Result<()> {
+    let (first, second, to) = (Registry::open()?, Registry::open()?, Registry::open()?);
+    for (from, seed) in [(&first, 1), (&second, 2)] {
+        let image = Image::builder().seed(seed).build()?;
+        image.push(from.access(), "app:1")?;
+    }
+    let arrived = || skopeo::digest(to.access(), "mirror/app:1");
+    let spec = |from: &Registry| {
+        json!({
+            "source": source(from.access(), "app", &["1"]),
+            "destinations": [destination("default", to.access())],
+        })
+    };
+    let bed = Bed::new("conflict").await?;
+    let operator = bed.operator()?;
+    // Their names say nothing of their age.
+    bed.mirror("z-older", &spec(&first))?;
+    bed.wait_ready("z-older", "True", "Succeeded")?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bed.mirror("a-younger", &spec(&second))?;
+    let object = bed.wait_ready("a-younger", "False", "DestinationConflict")?;
+    let message = condition(&object, "Stalled")["message"].to_string();
+    let expected = format!(
+        "{}/mirror/app:1 is written by the ImageMirror z-older",
+        to.access().address
+    );
+    assert!(message.contains(&expected), "{message}");
+
+    let asked = second.requests().len();
+    operator.signal("TERM")?;
+    assert_eq!(operator.wait_for_exit(Duration::from_secs(20))?, 0);
+    let _again = bed.operator()?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(second.requests().len(), asked);
+    assert_eq!(arrived()?, skopeo::digest(first.access(), "app:1")?);
+
+    bed.kubectl(&["delete", "imir", "z-older", "--timeout=30s"])?;
+    bed.wait_ready("a-younger", "True", "Succeeded")?;
+    assert_eq!(arrived()?, skopeo::digest(second.access(), "app:1")?);
     Ok(())
 }
 

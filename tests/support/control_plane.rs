@@ -87,13 +87,13 @@ impl ControlPlane {
     /// One of its own, for tests that break it.
     pub fn start(controllers: Controllers) -> Result<Self> {
         if let Some(kubeconfig) = existing_cluster() {
-            return Ok(Self {
-                process: None,
-                kubectl: "kubectl".into(),
-                kubeconfig: kubeconfig.into(),
-            });
+            return Ok(Self::of_cluster("kubectl".into(), kubeconfig.into()));
         }
-        let programs = programs(controllers)?;
+        let mut wanted = vec!["etcd", "kube-apiserver", "kubectl"];
+        if controllers == Controllers::With {
+            wanted.push("kube-controller-manager");
+        }
+        let programs = programs(&wanted)?;
         let folder = temporary_folder("control-plane")?;
         let path = folder.path().to_owned();
         let script = hack("controlplane-run.sh");
@@ -111,6 +111,15 @@ impl ControlPlane {
             kubectl: programs.join("kubectl"),
             kubeconfig: path.join("admin.kubeconfig"),
         })
+    }
+
+    /// The one of a cluster that somebody else runs.
+    pub(super) fn of_cluster(kubectl: PathBuf, kubeconfig: PathBuf) -> Self {
+        Self {
+            process: None,
+            kubectl,
+            kubeconfig,
+        }
     }
 
     /// Who has it may do everything.
@@ -277,12 +286,9 @@ fn existing_cluster() -> Option<OsString> {
 }
 
 /// The folder with the programs. Building them takes minutes: its progress goes to the terminal.
-fn programs(controllers: Controllers) -> Result<PathBuf> {
+pub(super) fn programs(wanted: &[&str]) -> Result<PathBuf> {
     let mut command = Command::new(hack("controlplane.sh"));
-    command.args(["etcd", "kube-apiserver", "kubectl"]);
-    if controllers == Controllers::With {
-        command.arg("kube-controller-manager");
-    }
+    command.args(wanted);
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())

@@ -4,6 +4,7 @@
 //! Bodies are streamed in both directions, never held.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ pub struct Gateway {
 /// How a gateway shall behave.
 #[derive(Debug, Clone)]
 pub struct GatewayBuilder {
+    address: Ipv4Addr,
     upstream: String,
     upstream_ca: Option<String>,
     bearer: Option<Bearer>,
@@ -74,6 +76,7 @@ impl Gateway {
     /// A gateway before anything else that speaks http, such as another gateway; the URL is without a path.
     pub fn before_url(upstream: &str) -> GatewayBuilder {
         GatewayBuilder {
+            address: Ipv4Addr::LOCALHOST,
             upstream: upstream.to_owned(),
             upstream_ca: None,
             bearer: None,
@@ -82,7 +85,7 @@ impl Gateway {
         }
     }
 
-    /// `127.0.0.1:PORT`
+    /// `127.0.0.1:PORT`, or where it was told to listen.
     pub fn address(&self) -> String {
         self.server.address().to_string()
     }
@@ -191,6 +194,13 @@ impl Bearer {
 }
 
 impl GatewayBuilder {
+    /// Listens at this address of the machine instead of loopback, where pods cannot reach it.
+    #[must_use]
+    pub fn at(mut self, address: Ipv4Addr) -> Self {
+        self.address = address;
+        self
+    }
+
     #[must_use]
     pub fn bearer(mut self, bearer: Bearer) -> Self {
         self.bearer = Some(bearer);
@@ -228,7 +238,7 @@ impl GatewayBuilder {
             client,
         });
         let shared = Arc::clone(&state);
-        let server = Server::start(move |request| {
+        let server = Server::start_at(self.address, move |request| {
             let state = Arc::clone(&shared);
             async move { state.handle(request).await }
         })?;

@@ -1,5 +1,6 @@
 //! The test bed: real parts (a control plane, registries, skopeo, the project's own binary) that tests start, look into
-//! and break. Everything listens on loopback, lives in a temporary folder and is stopped by its pid.
+//! and break. Everything listens on loopback, or where the pods of a cluster of its own reach it, lives in a temporary
+//! folder and is stopped by its pid.
 //!
 //! A test binary includes it with `#[path = "../support/mod.rs"] mod support;`. Start reading at [`process`]: every
 //! program of the bed runs under the guard described there. The functions block, and what serves requests does so on
@@ -14,15 +15,21 @@
     reason = "tests write plain files, wait, and talk to registries without the engine"
 )]
 
+pub mod archives;
 pub mod binary;
+pub mod certificates;
+pub mod cluster;
 pub mod control_plane;
 pub mod failure;
 pub mod faults;
+pub mod forward_proxy;
 pub mod gateway;
 pub mod images;
+pub mod podman;
 pub mod ports;
 pub mod process;
 pub mod registry;
+pub mod reverse_proxy;
 pub mod shaped_body;
 pub mod skopeo;
 pub mod token_server;

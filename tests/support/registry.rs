@@ -1,16 +1,16 @@
-//! Debian's `docker-registry` (distribution 2.8.2) on loopback, in the flavours that clients meet: open, with a password
-//! file, behind TLS of a private CA, and with a token server.
+//! Debian's `docker-registry` (distribution 2.8.2) on loopback, or where pods reach it, in the flavours that clients meet:
+//! open, with a password file, behind TLS of a private CA, wanting a certificate of the client, and with a token server.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 
 use super::process::{Guarded, run, temporary_folder};
 use super::token_server::{ISSUER, SERVICE, TokenAuth, TokenServer};
-use super::{Context, Result};
+use super::{Context, Result, certificates};
 
 /// Measured: 40 ms. The rest is for a machine that compiles at the same time.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -18,7 +18,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// What a client needs to talk to a registry, or to a gateway before one.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// `127.0.0.1:PORT`
+    /// `127.0.0.1:PORT`, or where it was told to listen.
     pub address: String,
     /// Set where TLS is spoken: a folder with `ca.crt`, as skopeo and docker take it.
     pub certificates: Option<PathBuf>,
@@ -37,7 +37,9 @@ pub struct Registry {
 /// Flavours that can be combined; `htpasswd` and `token_auth` exclude each other, the later one wins.
 #[derive(Debug, Clone, Default)]
 pub struct RegistryBuilder {
+    address: Option<Ipv4Addr>,
     tls: bool,
+    wants_certificate: bool,
     authentication: Authentication,
     relative_locations: bool,
 }
@@ -123,6 +125,13 @@ impl Registry {
             .map(|folder| folder.join("ca.crt"))
     }
 
+    /// The client's certificate and its key, where the registry wants one.
+    pub fn client_files(&self) -> Option<(PathBuf, PathBuf)> {
+        let folder = self.access.certificates.as_ref()?;
+        let (certificate, key) = (folder.join("client.cert"), folder.join("client.key"));
+        certificate.exists().then_some((certificate, key))
+    }
+
     /// The token server, with token authentication.
     pub fn token_server(&self) -> Option<&TokenServer> {
         self.token_server.as_ref()
@@ -170,9 +179,28 @@ impl Registry {
 }
 
 impl RegistryBuilder {
+    /// Listens at this address of the machine instead of loopback, where pods cannot reach it.
+    #[must_use]
+    pub fn at(mut self, address: Ipv4Addr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        self.address.unwrap_or(Ipv4Addr::LOCALHOST)
+    }
+
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
+        self
+    }
+
+    /// https, for clients with a certificate of the registry's own CA only, see [`Registry::client_files`].
+    #[must_use]
+    pub fn mutual_tls(mut self) -> Self {
+        self.tls = true;
+        self.wants_certificate = true;
         self
     }
 
@@ -201,7 +229,13 @@ impl RegistryBuilder {
     pub fn start(self) -> Result<Registry> {
         let folder = temporary_folder("registry")?;
         let ca_pem = if self.tls {
-            Some(write_certificates(folder.path())?)
+            let certificates = folder.path().join("certificates");
+            let address = self.address();
+            Some(certificates::write(
+                &certificates,
+                address,
+                self.wants_certificate,
+            )?)
         } else {
             None
         };
@@ -270,49 +304,18 @@ impl RegistryBuilder {
             // Without the cache of descriptors: with it a deleted blob is still announced.
             "storage": {"filesystem": {"rootdirectory": folder.join("data")}, "delete": {"enabled": true}},
             // Port 0: the registry takes a free one and logs which.
-            "http": {"addr": "127.0.0.1:0", "relativeurls": self.relative_locations},
+            "http": {"addr": format!("{}:0", self.address()), "relativeurls": self.relative_locations},
             "auth": authentication,
         });
         if self.tls {
             let certificates = folder.join("certificates");
             config["http"]["tls"] = json!({"certificate": certificates.join("server.pem"), "key": certificates.join("server.key.pem")});
+            if self.wants_certificate {
+                config["http"]["tls"]["clientcas"] = json!([certificates.join("ca.crt")]);
+            }
         }
         config.to_string()
     }
-}
-
-/// Makes a CA and a certificate for loopback, and returns the CA's.
-fn write_certificates(folder: &Path) -> Result<String> {
-    let certificates = folder.join("certificates");
-    std::fs::create_dir(&certificates).context("could not make a folder for certificates")?;
-
-    let mut authority = CertificateParams::new(Vec::new()).context("could not describe the CA")?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    authority
-        .distinguished_name
-        .push(DnType::CommonName, "image pusher test CA");
-    let key = KeyPair::generate().context("could not make the CA's key")?;
-    let authority = CertifiedIssuer::self_signed(authority, key)
-        .context("could not sign the CA's certificate")?;
-
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let server =
-        CertificateParams::new(names).context("could not describe the registry's certificate")?;
-    let key = KeyPair::generate().context("could not make the registry's key")?;
-    let certificate = server
-        .signed_by(&key, &authority)
-        .context("could not sign the registry's certificate")?;
-
-    // skopeo takes every *.crt of such a folder for a CA, and every *.cert and *.key for a client's: only one name fits.
-    for (name, content) in [
-        ("ca.crt", authority.pem()),
-        ("server.pem", certificate.pem()),
-        ("server.key.pem", key.serialize_pem()),
-    ] {
-        std::fs::write(certificates.join(name), content)
-            .context(format!("could not write {name}"))?;
-    }
-    Ok(authority.pem())
 }
 
 /// From `msg="listening on 127.0.0.1:44123"`, which with TLS goes on with `, tls`.

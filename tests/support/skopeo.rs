@@ -5,9 +5,9 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use super::Result;
 use super::process::run;
 use super::registry::Access;
+use super::{Context, Result};
 
 /// One end of a copy.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +46,30 @@ pub fn raw_manifest(access: &Access, name: &str) -> Result<Vec<u8>> {
 /// The digest of those bytes. `skopeo inspect` without `--raw` would say the digest of one platform of an index.
 pub fn digest(access: &Access, name: &str) -> Result<String> {
     raw_manifest(access, name).map(|bytes| sha256(&bytes))
+}
+
+/// The configuration of an image, as the registry has it.
+pub fn config(access: &Access, name: &str) -> Result<serde_json::Value> {
+    let end = End::Registry(access, name);
+    let mut command = skopeo("inspect");
+    command.args(["--config", "--raw"]);
+    end.add_options(&mut command, "");
+    let bytes = run(command.arg(end.name()))?;
+    serde_json::from_slice(&bytes).context(format!("the config of {name} is no JSON"))
+}
+
+/// The digests of the layers as skopeo sees them, in order.
+pub fn layers(end: End<'_>) -> Result<Vec<String>> {
+    let mut command = skopeo("inspect");
+    end.add_options(&mut command, "");
+    let output = run(command.arg(end.name()))?;
+    let image: serde_json::Value =
+        serde_json::from_slice(&output).context("skopeo's answer is no JSON")?;
+    let layers = image["Layers"].as_array().cloned().unwrap_or_default();
+    Ok(layers
+        .iter()
+        .filter_map(|layer| layer.as_str().map(str::to_owned))
+        .collect())
 }
 
 /// Copies an image out of the registry into an OCI layout, which makes skopeo read and check every blob.

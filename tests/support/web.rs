@@ -35,7 +35,7 @@ impl std::error::Error for HangUp {}
 /// What a handler gives back.
 pub type Answer = std::result::Result<Response<Body>, HangUp>;
 
-/// A server on a free loopback port. Dropping it ends all its connections.
+/// A server on a free port. Dropping it ends all its connections.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -43,8 +43,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves HTTP/1.1 with `handler`, on threads of its own: a test that blocks does not block its servers.
+    /// Serves HTTP/1.1 with `handler` on loopback.
     pub fn start<H, F>(handler: H) -> Result<Self>
+    where
+        H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        Self::start_at(Ipv4Addr::LOCALHOST, handler)
+    }
+
+    /// Serves HTTP/1.1 with `handler` at this address of the machine, on threads of its own: a test that blocks does not
+    /// block its servers.
+    pub fn start_at<H, F>(address: Ipv4Addr, handler: H) -> Result<Self>
     where
         H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
@@ -55,7 +65,8 @@ impl Server {
             .enable_all()
             .build()
             .context("could not start a runtime for a test server")?;
-        let listener = listen(&runtime).context("could not listen on loopback")?;
+        let listener =
+            listen(&runtime, address).context(format!("could not listen at {address}"))?;
         let address = listener
             .local_addr()
             .context("a listener without an address")?;
@@ -94,8 +105,8 @@ pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> 
 }
 
 /// Binds without waiting, because `block_on` is forbidden in a tokio test.
-fn listen(runtime: &Runtime) -> std::io::Result<tokio::net::TcpListener> {
-    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+fn listen(runtime: &Runtime, address: Ipv4Addr) -> std::io::Result<tokio::net::TcpListener> {
+    let listener = std::net::TcpListener::bind((address, 0))?;
     listener.set_nonblocking(true)?;
     let _entered = runtime.enter();
     tokio::net::TcpListener::from_std(listener)

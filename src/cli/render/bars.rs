@@ -30,6 +30,13 @@ impl Bars {
         }
     }
 
+    fn add(&self, id: u64, bytes: u64, prefix: String) {
+        let bar = self.area.add(ProgressBar::new(bytes));
+        bar.set_style(style());
+        bar.set_prefix(prefix);
+        self.running.lock().insert(id, bar);
+    }
+
     fn say(&self, text: &str) {
         // A terminal that cannot be written to shows nothing either way.
         drop(self.area.println(text));
@@ -61,11 +68,12 @@ impl Renderer for Bars {
                 let verb = match direction {
                     Direction::Download => "pulling",
                     Direction::Upload => "pushing",
+                    Direction::Extract => "extracting",
                 };
-                let bar = self.area.add(ProgressBar::new(bytes));
-                bar.set_style(style());
-                bar.set_prefix(format!("{verb} {}", &digest.hex()[..12]));
-                self.running.lock().insert(id, bar);
+                self.add(id, bytes, format!("{verb} {}", &digest.hex()[..12]));
+            }
+            Event::Reading { id, archive, bytes } => {
+                self.add(id, bytes.unwrap_or_default(), format!("reading {archive}"));
             }
             Event::Advanced { id, bytes } => {
                 if let Some(bar) = self.running.lock().get(&id) {

@@ -4,6 +4,7 @@ mod bars;
 mod json;
 mod lines;
 mod pace;
+mod table;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -19,6 +20,8 @@ use super::{
     hint::hint,
     options::{GlobalOptions, OutputFormat, Verbosity},
 };
+
+pub(super) use table::columns;
 
 /// Where a command shows its progress and its result.
 #[derive(Debug)]
@@ -88,7 +91,10 @@ impl Screen {
         let hint = hint(error.reason());
         if self.format == OutputFormat::Json {
             let class: &str = error.class().into();
-            let value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message, "hint": hint });
+            let mut value = serde_json::json!({ "reason": error.reason(), "class": class, "message": message, "hint": hint });
+            if let Some(problems) = error.problems() {
+                value["problems"] = serde_json::json!(problems);
+            }
             // The exit code still tells when standard output is gone.
             drop(print_line(&json::line("error", &value)));
         }

@@ -8,8 +8,9 @@ use crate::{
     error::{Class, Classified},
     image::{Digest, Reference},
     output::OutputManager,
-    registry::testing::{
-        Counter, Recorder, Server, error, manifest, reply, repository, status, tag,
+    registry::{
+        FoundManifest,
+        testing::{Counter, Recorder, Server, error, manifest, reply, repository, status, tag},
     },
 };
 
@@ -67,6 +68,40 @@ async fn a_head_without_a_usable_digest_is_followed_by_a_get() {
         assert_eq!(digest.as_ref(), Some(manifest().digest()));
         assert_eq!(server.lines().len(), 2);
     }
+}
+
+#[tokio::test]
+async fn a_manifest_that_was_read_for_its_digest_is_handed_over() {
+    for (code, digest, is_read) in [
+        (200, None, true),
+        (200, Some(manifest().digest().to_string()), false),
+        (403, None, true),
+    ] {
+        let server = Server::start(move |seen| match (seen.method.as_str(), &digest) {
+            ("HEAD", Some(digest)) => reply(
+                StatusCode::OK,
+                &[("docker-content-digest", digest.as_str())],
+                "",
+            ),
+            ("HEAD", None) => status(code),
+            _ => reply(StatusCode::OK, &[], manifest().bytes().clone()),
+        })
+        .await;
+        let client = server.client();
+        let found = client.find_manifest(&repository(), &tag()).await.unwrap();
+        let found = found.unwrap();
+        assert_eq!(found.digest(), manifest().digest());
+        assert_eq!(server.count("GET", "/manifests/1"), usize::from(is_read));
+        let FoundManifest::Manifest(read) = found else {
+            assert!(!is_read);
+            continue;
+        };
+        assert!(is_read);
+        assert_eq!(read.bytes(), manifest().bytes());
+    }
+    let empty = Server::start(|_| status(404)).await;
+    let found = empty.client().find_manifest(&repository(), &tag()).await;
+    assert!(found.unwrap().is_none());
 }
 
 #[tokio::test]

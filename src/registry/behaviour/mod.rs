@@ -4,6 +4,8 @@ mod blobs;
 mod limits;
 mod login;
 mod manifests;
+mod proxies;
 mod reaching;
 mod safety;
+mod tls_server;
 mod uploads;

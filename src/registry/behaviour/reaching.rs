@@ -1,23 +1,15 @@
 //! Addresses behind which there is no registry, or not the one that was meant.
 
-use std::{net::SocketAddr, sync::Arc};
-
 use http::StatusCode;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-    server::WebPkiClientVerifier,
-};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio::net::TcpListener;
 
+use super::tls_server::{Authority, serve_self_signed};
 use crate::{
     error::{Class, Classified, handlers},
     registry::{
-        ClientOptions, Error, RegistryClient,
+        ClientOptions, Error, ProxyChoice, RegistryClient,
         testing::{
-            Server, asks_for_token, client_at, error, raw_server, reply, repository, status, tag,
+            Server, asks_for_token, client_at, raw_server, reply, repository, status, tag,
             use_crypto,
         },
     },
@@ -26,6 +18,8 @@ use crate::{
 fn no_retries() -> ClientOptions {
     ClientOptions {
         retry_attempts: 0,
+        // The names of these tests are not for the proxy of whoever runs them.
+        proxy: ProxyChoice::Direct,
         ..ClientOptions::default()
     }
 }
@@ -35,107 +29,6 @@ async fn failure_of(client: &RegistryClient) -> Error {
         .get_manifest(&repository(), &tag())
         .await
         .unwrap_err()
-}
-
-/// A certificate authority and what it signs.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "test authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> Vec<u8> {
-        self.0.pem().into_bytes()
-    }
-
-    fn sign(&self, name: &str, is_expired: bool) -> (rcgen::Certificate, KeyPair) {
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        if is_expired {
-            params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-        }
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.0).unwrap(), key)
-    }
-
-    /// A registry behind TLS with a certificate for `name`; with `client_authority` it wants one of the client too.
-    async fn serve(&self, name: &str, is_expired: bool, client_authority: Option<&Self>) -> Server {
-        use_crypto();
-        let (certificate, key) = self.sign(name, is_expired);
-        let builder = ServerConfig::builder();
-        let builder = match client_authority {
-            None => builder.with_no_client_auth(),
-            Some(authority) => {
-                let mut roots = RootCertStore::empty();
-                roots.add(authority.0.der().clone()).unwrap();
-                builder.with_client_cert_verifier(
-                    WebPkiClientVerifier::builder(roots.into()).build().unwrap(),
-                )
-            }
-        };
-        serve_tls(builder, &certificate, &key).await
-    }
-}
-
-/// An authority that serves its own certificate: what `openssl req -x509` makes.
-async fn serve_self_signed(name: &str, is_expired: bool) -> (Server, Vec<u8>) {
-    use_crypto();
-    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    if is_expired {
-        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-    }
-    let key = KeyPair::generate().unwrap();
-    let certificate = params.self_signed(&key).unwrap();
-    let builder = ServerConfig::builder().with_no_client_auth();
-    let pem = certificate.pem().into_bytes();
-    (serve_tls(builder, &certificate, &key).await, pem)
-}
-
-type TlsBuilder = rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>;
-
-/// A registry with this certificate that knows no image.
-async fn serve_tls(builder: TlsBuilder, certificate: &rcgen::Certificate, key: &KeyPair) -> Server {
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = builder
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let listener = TlsListener {
-        listener,
-        acceptor: TlsAcceptor::from(Arc::new(config)),
-    };
-    Server::serve(listener, address, |_| error(404, "MANIFEST_UNKNOWN", ""))
-}
-
-struct TlsListener {
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-}
-
-impl axum::serve::Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        loop {
-            let (socket, address) = self.listener.accept().await.unwrap();
-            // Who does not get through the handshake is the test's subject.
-            if let Ok(stream) = self.acceptor.accept(socket).await {
-                return (stream, address);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
 }
 
 #[tokio::test]
@@ -275,22 +168,55 @@ async fn a_registry_that_wants_a_certificate_gets_ours_or_says_so() {
         ca_certificates: vec![authority.pem()],
         ..no_retries()
     };
-    let failed = failure_of(&client_at(&address, options())).await;
-    assert_eq!(
-        (failed.reason(), failed.class()),
-        ("ClientCertificateRefused", Class::Auth),
-        "{failed:?}"
-    );
-    let (certificate, key) = clients.sign("me", false);
-    let identity = format!("{}{}", certificate.pem(), key.serialize_pem());
-    let options = ClientOptions {
-        client_identity: Some(identity.into()),
-        ..options()
+    let identity = |(certificate, key): (rcgen::Certificate, rcgen::KeyPair)| {
+        Some(format!("{}{}", certificate.pem(), key.serialize_pem()).into())
     };
-    assert_eq!(
-        failure_of(&client_at(&address, options)).await.reason(),
-        "ManifestUnknown"
-    );
+    for (client_identity, expected) in [
+        (None, "ClientCertificateRefused"),
+        (
+            identity(authority.sign("me", false)),
+            "ClientCertificateRefused",
+        ),
+        (
+            identity(clients.sign("me", true)),
+            "ClientCertificateRefused",
+        ),
+        (identity(clients.sign("me", false)), "ManifestUnknown"),
+    ] {
+        let options = ClientOptions {
+            client_identity,
+            ..options()
+        };
+        let failed = failure_of(&client_at(&address, options)).await;
+        assert_eq!(failed.reason(), expected, "{failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_about_our_certificate_is_no_sign_of_another_server() {
+    for words in [
+        "No required SSL certificate was sent",
+        "The SSL certificate error",
+    ] {
+        let authority = Authority::new();
+        let page = format!("<html><center>{words}</center></html>");
+        let server = authority
+            .serve_with("127.0.0.1", move |_| {
+                reply(StatusCode::BAD_REQUEST, &[], page.clone())
+            })
+            .await;
+        let options = ClientOptions {
+            ca_certificates: vec![authority.pem()],
+            ..no_retries()
+        };
+        let address = format!("https://{}", server.address);
+        let failed = failure_of(&client_at(&address, options)).await;
+        assert_eq!(
+            (failed.reason(), failed.class()),
+            ("ClientCertificateRefused", Class::Auth)
+        );
+        assert!(failed.to_string().contains("--cert-file"), "{failed}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,357 @@
+//! From an archive into the cache: the images it holds, then the blobs of the chosen ones, and when every one of them was
+//! found right, their names.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use futures::{StreamExt, stream};
+
+use crate::{
+    cache::{self, Cache, Import, Spool, StoredImage},
+    image::{Algorithm, Digest, ImageName, Platform, RawManifest, Tag},
+    output::{OutputManager, Transfer},
+};
+
+use super::{
+    Archive, Limits,
+    check::{BlobUse, Check, Checked},
+    entries::At,
+    error::{Place, Result},
+    plan::{Planned, Source, plan},
+    rebuild,
+};
+
+/// The door to this room: every archive goes through [`TarUtils::parse_image_info`].
+#[derive(Debug, Clone, Copy)]
+pub struct TarUtils;
+
+/// An archive whose images are known, and nothing of which can be seen in the cache yet. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+#[must_use = "what was read is thrown away unless it is stored"]
+pub struct ArchiveContents {
+    place: Place,
+    origin: String,
+    images: Vec<ArchiveImage>,
+    sources: Vec<Source>,
+    import: Import,
+    cache: Cache,
+    limits: Arc<Limits>,
+    output: OutputManager,
+    name: String,
+}
+
+/// An image in an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveImage {
+    /// Where it stands in the archive, from 0.
+    pub position: usize,
+    /// Its names as the archive gives them: Docker's `app:1` has no host. An image without a name is legal.
+    pub names: Vec<ImageName>,
+    /// Its tag, where an OCI layout gives no more than that.
+    pub tag_only: Option<Tag>,
+    /// Its digest, where that is known before the layers were read. A manifest that has to be made depends on their bytes.
+    pub digest: Option<Digest>,
+    /// Its platforms, as far as the archive tells.
+    pub platforms: Vec<Platform>,
+}
+
+/// An image that was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredArchiveImage {
+    /// Where it stands in the archive.
+    pub position: usize,
+    /// The digest under which it can be pushed.
+    pub digest: Digest,
+    /// The names under which it lies in the cache.
+    pub names: Vec<ImageName>,
+    /// Whether the archive was read for it; not so where it was extracted before and did not change.
+    pub is_new: bool,
+}
+
+impl TarUtils {
+    /// Finds out which images an archive holds, and checks what can be checked without reading layers. Of a plain file only
+    /// headers and JSON are read; anything else is read once, into files of the cache that have no name yet. Nothing becomes
+    /// visible in the cache.
+    pub async fn parse_image_info(
+        archive: Archive,
+        cache: &Cache,
+        limits: &Limits,
+        output: &OutputManager,
+    ) -> Result<ArchiveContents> {
+        let import = cache.import().await?;
+        let limits = Arc::new(limits.clone());
+        let (place, origin) = (archive.place(), archive.origin());
+        let name = archive.name().to_owned();
+        let (images, sources) = {
+            let (limits, spool) = (Arc::clone(&limits), import.spool());
+            let (output, place) = (output.clone(), place.clone());
+            blocking(move || read(archive, &place, &limits, &spool, &output)).await?
+        };
+        Ok(ArchiveContents {
+            place,
+            origin,
+            images,
+            sources,
+            import,
+            cache: cache.with_output(output.clone()),
+            limits,
+            output: output.clone(),
+            name,
+        })
+    }
+}
+
+/// Manifests of one archive that are warned of by name; an honest archive has one or two.
+const SHOWN_WARNINGS: usize = 8;
+
+/// Reads the archive and finds its images. Blocks.
+fn read(
+    archive: Archive,
+    place: &Place,
+    limits: &Limits,
+    spool: &Spool,
+    output: &OutputManager,
+) -> Result<(Vec<ArchiveImage>, Vec<Source>)> {
+    let entries = archive.read(limits, spool, output)?;
+    for warning in &entries.warnings {
+        output.warning(format!("{place}: {warning}"));
+    }
+    let (planned, warnings) = plan(&entries, limits)?;
+    for warning in warnings.iter().take(SHOWN_WARNINGS) {
+        output.warning(format!("{place}: {warning}"));
+    }
+    if warnings.len() > SHOWN_WARNINGS {
+        let more = warnings.len() - SHOWN_WARNINGS;
+        output.warning(format!(
+            "{place}: {more} more of its manifests are not used"
+        ));
+    }
+    let (mut images, mut sources) = (Vec::new(), Vec::new());
+    for (position, image) in planned.into_iter().enumerate() {
+        let Planned {
+            names,
+            tag_only,
+            platforms,
+            source,
+        } = image;
+        images.push(ArchiveImage {
+            position,
+            names,
+            tag_only,
+            digest: source.digest(place)?,
+            platforms,
+        });
+        sources.push(source);
+    }
+    Ok((images, sources))
+}
+
+/// A content to be read, and how.
+type Key = (u64, Option<Algorithm>);
+
+fn key(wanted: &BlobUse) -> Key {
+    (
+        wanted.content.number,
+        wanted.diff_id.as_ref().map(Digest::algorithm),
+    )
+}
+
+impl ArchiveContents {
+    /// The images, in the order of the archive.
+    pub fn images(&self) -> &[ArchiveImage] {
+        &self.images
+    }
+
+    /// Copies the blobs of the chosen images and checks them, all of them. Only then they get their names: each image is stored
+    /// under those that were chosen for it. `chosen` gives positions in [`ArchiveContents::images`].
+    pub async fn store(
+        self,
+        chosen: &[(usize, Vec<ImageName>)],
+    ) -> Result<Vec<StoredArchiveImage>> {
+        self.require_sense(chosen)?;
+        let wanted: Vec<&BlobUse> = chosen
+            .iter()
+            .flat_map(|(position, _)| self.sources[*position].blobs())
+            .collect();
+        let checked = self.check(&wanted).await?;
+        for used in &wanted {
+            if let Some(checked) = checked.get(&key(used)) {
+                checked.fits(used, &self.place)?;
+            }
+        }
+        let mut trees = Vec::with_capacity(chosen.len());
+        for (position, _) in chosen {
+            trees.push(self.tree(&self.sources[*position], &checked)?);
+        }
+        for checked in checked.into_values() {
+            self.keep(checked).await?;
+        }
+        let mut stored = Vec::with_capacity(chosen.len());
+        for ((position, names), (root, children)) in chosen.iter().zip(trees) {
+            for name in names {
+                let image = StoredImage {
+                    repository: name.repository.clone(),
+                    reference: name.reference.clone(),
+                    registry: self.origin.clone(),
+                    root: root.clone(),
+                    children: children.clone(),
+                };
+                self.cache.store_image(image).await?;
+            }
+            stored.push(StoredArchiveImage {
+                position: *position,
+                digest: root.digest().clone(),
+                names: names.clone(),
+                is_new: true,
+            });
+        }
+        Ok(stored)
+    }
+
+    /// Every position exists, and no name is to stand for two images.
+    fn require_sense(&self, chosen: &[(usize, Vec<ImageName>)]) -> Result<()> {
+        let mut owners: HashMap<&ImageName, usize> = HashMap::new();
+        for (position, names) in chosen {
+            if *position >= self.images.len() {
+                return Err(self
+                    .place
+                    .invalid(format!("it has no image number {}", position + 1)));
+            }
+            for name in names {
+                let owner = *owners.entry(name).or_insert(*position);
+                if owner != *position {
+                    return Err(self.place.invalid(format!(
+                        "the images number {} and {} cannot both be stored as {name}",
+                        owner + 1,
+                        position + 1
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every content once, the largest first, some at a time.
+    async fn check(&self, wanted: &[&BlobUse]) -> Result<BTreeMap<Key, Checked>> {
+        let mut unique: BTreeMap<Key, &BlobUse> = BTreeMap::new();
+        for used in wanted {
+            unique.entry(key(used)).or_insert(used);
+        }
+        let mut jobs: Vec<(Key, &BlobUse)> = unique.into_iter().collect();
+        jobs.sort_by_key(|(_, used)| std::cmp::Reverse(used.content.size));
+        let reading = self.reading(&jobs);
+        let work: Vec<_> = jobs
+            .into_iter()
+            .map(|(key, used)| {
+                let check = self.job(used, reading.clone());
+                async move { Ok::<_, super::Error>((key, blocking(move || check.run()).await?)) }
+            })
+            .collect();
+        let mut running = stream::iter(work).buffer_unordered(self.limits.layers_at_once);
+        let mut checked = BTreeMap::new();
+        let mut failure = None;
+        while let Some(outcome) = running.next().await {
+            match outcome {
+                Ok((key, found)) => {
+                    checked.insert(key, found);
+                }
+                // The others are waited for, so that they leave no file behind; what they say then is of no interest.
+                Err(error) => {
+                    self.import.stop();
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if let Some(reading) = reading.and_then(Arc::into_inner) {
+            reading.complete();
+        }
+        Ok(checked)
+    }
+
+    /// Tells how much is to be read; nothing of what was read before.
+    fn reading(&self, jobs: &[(Key, &BlobUse)]) -> Option<Arc<Transfer>> {
+        let bytes: u64 = jobs
+            .iter()
+            .filter(|(_, used)| matches!(used.content.at, At::Archive { .. }))
+            .map(|(_, used)| used.content.size)
+            .sum();
+        let reading = (bytes > 0).then(|| self.output.reading(&self.name, Some(bytes)));
+        reading.map(Arc::new)
+    }
+
+    fn job(&self, used: &BlobUse, reading: Option<Arc<Transfer>>) -> Check {
+        Check {
+            wanted: used.clone(),
+            archive: self.place.clone(),
+            spool: self.import.spool(),
+            limits: Arc::clone(&self.limits),
+            reading,
+        }
+    }
+
+    /// The manifests of an image: those of the archive, or one that is made of what the blobs turned out to be.
+    fn tree(
+        &self,
+        source: &Source,
+        checked: &BTreeMap<Key, Checked>,
+    ) -> Result<(RawManifest, Vec<RawManifest>)> {
+        let (config, layers) = match source {
+            Source::Kept { root, children, .. } => return Ok((root.clone(), children.clone())),
+            Source::Rebuilt { config, layers } => (config, layers),
+        };
+        let unknown = |used: &BlobUse| {
+            let place = used.content.place(&self.place);
+            place.invalid(format!("{} was not read", used.part))
+        };
+        let found = checked.get(&key(config)).ok_or_else(|| unknown(config))?;
+        let config = rebuild::config(found.digest.clone(), config.content.size);
+        let mut descriptors = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let found = checked.get(&key(layer)).ok_or_else(|| unknown(layer))?;
+            let place = layer.content.place(&self.place);
+            let size = layer.content.size;
+            descriptors.push(rebuild::layer(
+                found.form,
+                found.digest.clone(),
+                size,
+                &place,
+            )?);
+        }
+        Ok((
+            rebuild::manifest(&config, &descriptors, &self.place)?,
+            Vec::new(),
+        ))
+    }
+
+    /// Gives a blob its name, unless the cache has it.
+    async fn keep(&self, checked: Checked) -> Result<()> {
+        let is_new = match checked.blob {
+            Some(blob) => self.import.keep(blob).await?,
+            None => false,
+        };
+        if is_new {
+            self.output.extracted();
+        } else {
+            self.output.extracted_before();
+        }
+        Ok(())
+    }
+}
+
+/// Runs what reads files where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(cache::Error::CacheInterrupted.into()),
+        },
+    }
+}

@@ -1,0 +1,40 @@
+//! Image archives: reads what `docker save`, `podman save`, skopeo, buildx, crane, jib and their like write, and brings the
+//! images into the cache, verified.
+//!
+//! Three rules stand above all: bytes stay as they are, only our own hash counts, and what is odd is an error and never passed
+//! over in silence. Names in an archive are keys: nothing is ever unpacked to a path. The room knows no registry.
+//!
+//! Start with [`TarUtils::parse_image_info`], through which every archive goes. Below it `walk` reads the headers, `entries`
+//! makes a map of them, `plan` finds the images; `contents` copies, checks and stores them. [`extract`] does all of that, and
+//! nothing at all for an archive that did not change.
+
+mod check;
+mod choose;
+mod contents;
+mod entries;
+mod error;
+mod extract;
+mod header;
+mod json;
+mod limits;
+mod names;
+mod oci;
+mod outer;
+mod pax;
+mod plan;
+mod rebuild;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod scenarios;
+mod source;
+#[cfg(test)]
+mod testing;
+mod walk;
+
+pub use choose::{Choice, Chosen, all_named, find, only, refuse_shared_names};
+pub use contents::{ArchiveContents, ArchiveImage, StoredArchiveImage, TarUtils};
+pub use error::{Error, Place, Result};
+pub use extract::extract;
+pub use limits::Limits;
+pub use source::Archive;

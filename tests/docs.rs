@@ -17,10 +17,11 @@ const OF_A_COURSE: [&str; 6] = [
 /// Troubles of a mirror that only the operator has.
 const OF_THE_OPERATOR: [&str; 1] = ["ApiServerUnavailable"];
 /// Variants that only say where an error of another room happened, and show its reason.
-const WRAPPERS: [&str; 15] = [
+const WRAPPERS: [&str; 16] = [
     "Access",
     "AccessInvalid",
     "Archive",
+    "ArchiveUnfit",
     "Cache",
     "Controller",
     "CredentialsUnreadable",

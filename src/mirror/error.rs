@@ -123,6 +123,9 @@ pub enum Error {
         #[source]
         source: Arc<archive::Error>,
     },
+    /// The images of an archive do not fit what the spec wants to be done with them.
+    #[error(transparent)]
+    ArchiveUnfit(Box<Self>),
     /// The run took longer than it may.
     #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
     RunTimedOut {
@@ -156,6 +159,7 @@ impl Error {
             | Self::ArchiveNotFound { .. }
             | Self::ArchivePathRefused { .. }
             | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
+            Self::ArchiveUnfit(source) => source.field(),
             Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
                 None
             }
@@ -173,11 +177,8 @@ impl Classified for Error {
             Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
             // Nothing changes before somebody puts another file there.
             Self::ArchivePathRefused { .. } => Class::Archive,
-            // What does not fit the spec may fit it when the file changes.
-            Self::Archive { source, .. } => match source.class() {
-                Class::Config => Class::Archive,
-                class => class,
-            },
+            Self::Archive { source, .. } => of_an_archive(source.class()),
+            Self::ArchiveUnfit(source) => of_an_archive(source.class()),
             Self::ArchiveNotFound { .. } => Class::NotFound,
             Self::ArchiveFolderMissing { .. } => Class::Policy,
             Self::ArchiveUnreadable { .. } => Class::Storage,
@@ -198,6 +199,7 @@ impl Classified for Error {
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
             Self::Archive { source, .. } => source.reason(),
+            Self::ArchiveUnfit(source) => source.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }
@@ -209,5 +211,13 @@ impl Classified for Error {
             | Self::ArchiveUnreadable { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }
+    }
+}
+
+/// What does not fit the spec may fit it when the file changes.
+const fn of_an_archive(class: Class) -> Class {
+    match class {
+        Class::Config => Class::Archive,
+        other => other,
     }
 }

@@ -150,7 +150,8 @@ impl MirrorRequest {
                         .map_err(|_| Error::RunTimedOut {
                             timeout: self.timeout,
                         })??;
-                let plan = Plan::new(&images, None, &destinations)?;
+                let plan = Plan::new(&images, None, &destinations);
+                let plan = plan.map_err(|error| Error::ArchiveUnfit(Box::new(error)))?;
                 let registries = plan.registries(&self.given, self.retry_attempts, &self.output)?;
                 (plan.jobs, registries)
             }

@@ -65,11 +65,8 @@ fn assert_hidden(
     let mut seen = operator.log();
     for name in names {
         let report = bed.kubectl(&["get", "configmap", &format!("{name}-report"), "-o", "yaml"])?;
-        seen += &format!(
-            "{} {:?} {report}",
-            bed.object(name)?["status"],
-            bed.events(name)?
-        );
+        let (object, events) = (bed.object(name)?, bed.events(name)?);
+        seen = format!("{seen} {} {events:?} {report}", object["status"]);
     }
     for secret in secrets {
         assert!(!seen.contains(secret), "{secret} in {seen}");

@@ -66,6 +66,8 @@ pub struct StoredArchiveImage {
     pub digest: Digest,
     /// The names under which it lies in the cache.
     pub names: Vec<ImageName>,
+    /// Whether the archive was read for it; not so where it was extracted before and did not change.
+    pub is_new: bool,
 }
 
 impl TarUtils {
@@ -202,6 +204,7 @@ impl ArchiveContents {
                 position: *position,
                 digest: root.digest().clone(),
                 names: names.clone(),
+                is_new: true,
             });
         }
         Ok(stored)

@@ -139,6 +139,7 @@ async fn store_again(
             position: *position,
             digest: root.digest().clone(),
             names: names.clone(),
+            is_new: false,
         });
     }
     Ok(Some(stored))

@@ -28,7 +28,7 @@ use super::{
 const MAX_SIZE: u64 = 4 * 1024 * 1024;
 
 /// What tells a file from another, and from itself after a change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileIdentity {
     /// The canonical path.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use crate::{
     api::ImageMirrorSpec,
     cache::Cache,
-    mirror::{self, ArchiveFolder, ValidatedMirror},
+    mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
 };
 
@@ -28,7 +28,14 @@ const SETTLE_TIME: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Executor {
     caches: Arc<Caches>,
-    archives: Option<PathBuf>,
+    archives: Option<Archives>,
+}
+
+/// The folder of archives, and what is known of those that were refused.
+#[derive(Debug, Clone)]
+struct Archives {
+    folder: PathBuf,
+    refused: RefusedArchives,
 }
 
 #[derive(Debug)]
@@ -41,7 +48,7 @@ struct Caches {
 struct Judged {
     mirror: ValidatedMirror,
     caches: Arc<Caches>,
-    archives: Option<PathBuf>,
+    archives: Option<Archives>,
 }
 
 impl Executor {
@@ -52,17 +59,23 @@ impl Executor {
                 folder,
                 by_namespace: Mutex::default(),
             }),
-            archives,
+            archives: archives.map(|folder| Archives {
+                folder,
+                refused: RefusedArchives::default(),
+            }),
         }
     }
 }
 
-/// The archives of a namespace: no tenant reads those of another. The name of a namespace is a DNS label: it cannot leave
-/// the folder.
-fn archives_of(namespace: &str, folder: &Path) -> ArchiveFolder {
-    ArchiveFolder {
-        path: folder.join(namespace),
-        settle: SETTLE_TIME,
+impl Archives {
+    /// Those of a namespace: no tenant reads those of another. The name of a namespace is a DNS label: it cannot leave the
+    /// folder.
+    fn of(self, namespace: &str) -> ArchiveFolder {
+        ArchiveFolder {
+            path: self.folder.join(namespace),
+            settle: SETTLE_TIME,
+            refused: self.refused,
+        }
     }
 }
 
@@ -134,7 +147,7 @@ impl Prepared for Judged {
         } = *self;
         let cache = caches.of(namespace);
         let given = Given {
-            archives: archives.map(|folder| archives_of(namespace, &folder)),
+            archives: archives.map(|archives| archives.of(namespace)),
             ..given
         };
         Box::pin(async move {

@@ -63,28 +63,44 @@ impl ValidatedArchive {
         folder: Option<&ArchiveFolder>,
         cache: &Cache,
         output: &OutputManager,
-    ) -> Result<Vec<SelectedImage>> {
+    ) -> Result<Vec<ExtractedImage>> {
         let folder = folder.ok_or_else(|| Error::ArchiveFolderMissing {
             path: self.path.clone(),
         })?;
         let file = folder.open(&self.path, output).await?;
-        let stored = self.read(file, cache, output).await;
+        let stored = self.read(file, folder, cache, output).await;
         let stored = stored.map_err(|source| Error::Archive {
             path: self.path.clone(),
-            source: Arc::new(source),
+            source,
         })?;
-        Ok(stored.into_iter().flat_map(selected).collect())
+        Ok(stored.into_iter().flat_map(extracted).collect())
     }
 
+    /// Reads the file, unless it was refused before and did not change.
     async fn read(
         &self,
         file: File,
+        folder: &ArchiveFolder,
         cache: &Cache,
         output: &OutputManager,
-    ) -> archive::Result<Vec<StoredArchiveImage>> {
+    ) -> Result<Vec<StoredArchiveImage>, Arc<archive::Error>> {
         let archive = Archive::from_file(file, self.path.clone())?;
+        let identity = archive.identity().cloned();
+        let verdict = identity
+            .as_ref()
+            .and_then(|file| folder.refused.verdict(file));
+        if let Some(error) = verdict {
+            return Err(error);
+        }
         let choose = |found: &[ArchiveImage]| self.choose(found);
-        archive::extract(archive, cache, &Limits::default(), output, choose).await
+        let stored = archive::extract(archive, cache, &Limits::default(), output, choose).await;
+        stored.map_err(|error| {
+            let error = Arc::new(error);
+            if let Some(file) = identity {
+                folder.refused.note(file, &error);
+            }
+            error
+        })
     }
 
     /// The images to take and the names they go by, each with a host.
@@ -105,7 +121,9 @@ impl ValidatedArchive {
             chosen.push((image.position, names));
         }
         for (_, names) in &mut chosen {
-            names.iter_mut().for_each(|name| *name = hosted(name));
+            for name in names {
+                *name = hosted(name);
+            }
         }
         archive::refuse_shared_names(&self.path, &chosen)?;
         Ok(merged(chosen))
@@ -179,12 +197,27 @@ fn merged(chosen: Chosen) -> Chosen {
     merged
 }
 
+/// An image of an archive that lies in the cache now.
+pub(super) struct ExtractedImage {
+    pub(super) image: SelectedImage,
+    /// Whether the archive had to be read for it.
+    pub(super) is_new: bool,
+}
+
 /// An extracted image, once for each of its names.
-fn selected(image: StoredArchiveImage) -> impl Iterator<Item = SelectedImage> {
-    let StoredArchiveImage { names, digest, .. } = image;
-    names.into_iter().map(move |cached| SelectedImage {
-        tag: cached.reference.tag().cloned(),
-        digest: Some(digest.clone()),
-        cached,
+fn extracted(image: StoredArchiveImage) -> impl Iterator<Item = ExtractedImage> {
+    let StoredArchiveImage {
+        names,
+        digest,
+        is_new,
+        ..
+    } = image;
+    names.into_iter().map(move |cached| ExtractedImage {
+        image: SelectedImage {
+            tag: cached.reference.tag().cloned(),
+            digest: Some(digest.clone()),
+            cached,
+        },
+        is_new,
     })
 }

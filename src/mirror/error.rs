@@ -123,9 +123,9 @@ pub enum Error {
         #[source]
         source: Arc<archive::Error>,
     },
-    /// The images of an archive do not fit what the spec wants to be done with them.
+    /// What an archive holds does not go with the spec.
     #[error(transparent)]
-    ArchiveUnfit(Box<Self>),
+    OfArchive(Box<Self>),
     /// The run took longer than it may.
     #[error("the archive was not read within the timeout of {} s: raise spec.timeout", .timeout.as_secs())]
     RunTimedOut {
@@ -159,7 +159,7 @@ impl Error {
             | Self::ArchiveNotFound { .. }
             | Self::ArchivePathRefused { .. }
             | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
-            Self::ArchiveUnfit(source) => source.field(),
+            Self::OfArchive(error) => error.field(),
             Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
                 None
             }
@@ -174,12 +174,13 @@ impl Classified for Error {
             Self::InvalidSpec { .. }
             | Self::InvalidName { .. }
             | Self::DestinationConflict { .. } => Class::Config,
-            Self::SecretNotFound { .. } | Self::ServiceAccountNotFound { .. } => Class::NotFound,
-            // Nothing changes before somebody puts another file there.
-            Self::ArchivePathRefused { .. } => Class::Archive,
-            Self::Archive { source, .. } => of_an_archive(source.class()),
-            Self::ArchiveUnfit(source) => of_an_archive(source.class()),
-            Self::ArchiveNotFound { .. } => Class::NotFound,
+            Self::SecretNotFound { .. }
+            | Self::ServiceAccountNotFound { .. }
+            | Self::ArchiveNotFound { .. } => Class::NotFound,
+            // Nothing changes before somebody puts another file there, which may fit the spec.
+            Self::ArchivePathRefused { .. } | Self::OfArchive(_) => Class::Archive,
+            Self::Archive { source, .. } if source.class() == Class::Config => Class::Archive,
+            Self::Archive { source, .. } => source.class(),
             Self::ArchiveFolderMissing { .. } => Class::Policy,
             Self::ArchiveUnreadable { .. } => Class::Storage,
             // Another run goes on where this one stopped.
@@ -199,7 +200,7 @@ impl Classified for Error {
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
             Self::Archive { source, .. } => source.reason(),
-            Self::ArchiveUnfit(source) => source.reason(),
+            Self::OfArchive(error) => error.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }
             | Self::SecretNotFound { .. }
@@ -211,13 +212,5 @@ impl Classified for Error {
             | Self::ArchiveUnreadable { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }
-    }
-}
-
-/// What does not fit the spec may fit it when the file changes.
-const fn of_an_archive(class: Class) -> Class {
-    match class {
-        Class::Config => Class::Archive,
-        other => other,
     }
 }

@@ -4,19 +4,27 @@
 //! a symbolic link; what is found must be a regular file. A file that somebody is still writing is waited for.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
 use rustix::{
     fs::{Mode, OFlags, open, openat},
     io::Errno,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::output::OutputManager;
+use crate::{
+    archive,
+    cache::FileIdentity,
+    error::{Class, Classified},
+    output::OutputManager,
+};
 
 use super::{Error, Result};
 
@@ -30,6 +38,34 @@ pub struct ArchiveFolder {
     pub path: PathBuf,
     /// How long a file must have stood still before it is read.
     pub settle: Duration,
+    /// What is known of files that were refused, for as long as they do not change.
+    pub refused: RefusedArchives,
+}
+
+/// Archives that were read and found bad. Who looks at one again after each interval need not read it again.
+#[derive(Debug, Clone, Default)]
+pub struct RefusedArchives(Arc<Mutex<HashMap<FileIdentity, Arc<archive::Error>>>>);
+
+impl RefusedArchives {
+    /// More bad archives than this are not remembered: reading one again is no harm.
+    const LIMIT: usize = 1000;
+
+    /// Why this file was refused, if it was.
+    pub(super) fn verdict(&self, file: &FileIdentity) -> Option<Arc<archive::Error>> {
+        self.0.lock().get(file).cloned()
+    }
+
+    /// Notes why this file is refused, if it is the file that is at fault.
+    pub(super) fn note(&self, file: FileIdentity, error: &Arc<archive::Error>) {
+        if error.class() != Class::Archive {
+            return;
+        }
+        let mut refused = self.0.lock();
+        if refused.len() >= Self::LIMIT {
+            refused.clear();
+        }
+        refused.insert(file, Arc::clone(error));
+    }
 }
 
 /// What tells that a file stood still.
@@ -131,16 +167,21 @@ fn open_beneath(folder: &Path, path: &str) -> Result<File> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::disallowed_methods,
+        reason = "tests write plain files, one of them while another looks"
+    )]
+
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
-    use crate::error::Classified;
 
     fn folder(settle: Duration) -> (tempfile::TempDir, ArchiveFolder) {
         let directory = tempfile::tempdir().unwrap();
         let folder = ArchiveFolder {
             path: directory.path().join("archives/team-a"),
             settle,
+            refused: RefusedArchives::default(),
         };
         fs::create_dir_all(folder.path.join("sub")).unwrap();
         fs::write(folder.path.join("sub/app.tar"), "bytes").unwrap();
@@ -220,9 +261,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_was_written_long_ago_is_read_at_once() {
-        let (_directory, folder) = folder(Duration::from_secs(3600));
+        let (_directory, folder) = folder(Duration::from_hours(1));
         let path = folder.path.join("sub/app.tar");
-        let long_ago = SystemTime::now() - Duration::from_secs(7200);
+        let long_ago = SystemTime::now() - Duration::from_hours(2);
         File::options()
             .append(true)
             .open(path)

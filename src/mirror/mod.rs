@@ -21,7 +21,7 @@ mod validate;
 pub(crate) use access::is_object_name;
 pub use error::{Error, Result};
 pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
-pub use folder::ArchiveFolder;
+pub use folder::{ArchiveFolder, RefusedArchives};
 pub use report::{
     DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, Report,
     ReportedFailure, Totals,

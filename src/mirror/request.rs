@@ -9,7 +9,7 @@ use crate::{
     image::{Host, RepositoryPath},
     output::OutputManager,
     registry::Credential,
-    transfer::{Registries, Run, RunReport, TransferOptions},
+    transfer::{Outcome, Registries, Run, RunReport, TransferOptions},
 };
 
 use super::{
@@ -136,27 +136,43 @@ impl MirrorRequest {
     /// Of an archive: what keeps it from being read, or from being sent where it should go.
     pub async fn run(self, cache: &Cache) -> Result<RunReport> {
         let deadline = Instant::now() + self.timeout;
-        let (jobs, registries) = match self.work {
-            Work::Copy(plan) => (plan.jobs, self.registries),
+        match self.work {
+            Work::Copy(plan) => {
+                let run = Run::new(cache, self.registries, self.options, self.output);
+                let run = run.until(deadline, self.timeout);
+                Ok(run.execute(&plan.jobs).await)
+            }
             Work::Extract {
                 archive,
                 destinations,
             } => {
+                let timeout = self.timeout;
                 let folder = self.given.archives.as_ref();
                 let extracted = archive.extract(folder, cache, &self.output);
-                let images =
-                    timeout_at(deadline, extracted)
-                        .await
-                        .map_err(|_| Error::RunTimedOut {
-                            timeout: self.timeout,
-                        })??;
-                let plan = Plan::new(&images, None, &destinations);
-                let plan = plan.map_err(|error| Error::ArchiveUnfit(Box::new(error)))?;
+                let extracted = timeout_at(deadline, extracted)
+                    .await
+                    .map_err(|_| Error::RunTimedOut { timeout })??;
+                let (images, are_new): (Vec<_>, Vec<_>) = extracted
+                    .into_iter()
+                    .map(|extracted| (extracted.image, extracted.is_new))
+                    .unzip();
+                let plan = Plan::new(&images, None, &destinations)
+                    .map_err(|error| Error::OfArchive(Box::new(error)))?;
                 let registries = plan.registries(&self.given, self.retry_attempts, &self.output)?;
-                (plan.jobs, registries)
+                let run = Run::new(cache, registries, self.options, self.output);
+                let mut report = run.until(deadline, timeout).execute(&plan.jobs).await;
+                note_extracted(&mut report, &are_new);
+                Ok(report)
             }
-        };
-        let run = Run::new(cache, registries, self.options, self.output);
-        Ok(run.until(deadline, self.timeout).execute(&jobs).await)
+        }
+    }
+}
+
+/// For the run the images of an archive were in the cache already; for the mirror they came there just now.
+fn note_extracted(report: &mut RunReport, are_new: &[bool]) {
+    for (image, is_new) in report.images.iter_mut().zip(are_new) {
+        if *is_new && image.fetched == Outcome::UpToDate {
+            image.fetched = Outcome::Copied;
+        }
     }
 }

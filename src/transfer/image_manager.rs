@@ -151,7 +151,7 @@ impl ImageManager {
         };
         self.extract(tar, &images).await?;
         let names = self.extracted.iter().flat_map(|image| &image.names);
-        Ok(names.cloned().next().unwrap_or(fallback))
+        Ok(names.into_iter().next().cloned().unwrap_or(fallback))
     }
 
     async fn copy(&self, job: ImageJob, client: RegistryClient) -> Result<()> {

@@ -13,7 +13,8 @@ use super::{
     node::Node,
 };
 use crate::mirror::{
-    ArchiveFolder, Error, Given, Logins, MirrorRequest, SecretDocument, ValidatedMirror, validate,
+    ArchiveFolder, Error, Given, Logins, MirrorRequest, RefusedArchives, SecretDocument,
+    ValidatedMirror, validate,
 };
 
 /// What the files do not say.
@@ -166,6 +167,7 @@ impl Documents {
                 path: folder.unwrap_or(&document.origin.folder).clone(),
                 // Nobody writes to the file while its owner asks to read it.
                 settle: Duration::ZERO,
+                refused: RefusedArchives::default(),
             }),
         })
     }

@@ -120,7 +120,7 @@ fn names() -> Result<Vec<String>> {
     let mut names: Vec<String> = entries
         .flatten()
         .map(|entry| entry.file_name().display().to_string())
-        .filter(|name| name.ends_with(".yaml"))
+        .filter(|name| name != "README.md")
         .collect();
     names.sort();
     Ok(names)

@@ -451,3 +451,31 @@ async fn an_archive_of_one_namespace_is_out_of_reach_for_another() -> Result<()>
     assert_eq!(shelf.to.count("PUT", "/stolen/"), 0);
     Ok(())
 }
+
+/// What is wrong with one image of an archive says nothing of the others, whoever looked at which of them first.
+#[tokio::test]
+async fn the_good_image_of_an_archive_arrives_although_another_one_is_damaged() -> Result<()> {
+    let shelf = Shelf::new("one-damaged").await?;
+    let names = ["docker.io/library/app:1", "docker.io/library/tool:2"];
+    let [app, tool] = two_images(&shelf.path("two.tar"), names)?;
+    let mut bytes = fs::read(shelf.path("two.tar")).context("no archive")?;
+    // The header of the entry comes right before the layer.
+    let layer = &tool.manifests[0].layers[0].diff_id["sha256:".len()..];
+    let header = bytes
+        .windows(layer.len())
+        .position(|window| window == layer.as_bytes());
+    bytes[header.context("no layer")? + 2000] ^= 1;
+    shelf.put("two.tar", bytes)?;
+    let _operator = shelf.operator()?;
+    shelf.mirror("early", "two.tar", &json!([{"index": 0}]))?;
+    shelf.wait_succeeded("early")?;
+    shelf.mirror("damaged", "two.tar", &json!([{"index": 1}]))?;
+    shelf.wait_stalled("damaged", "DigestMismatch")?;
+    shelf.mirror(
+        "late",
+        "two.tar",
+        &json!([{"index": 0, "as": "team/app:3"}]),
+    )?;
+    shelf.wait_succeeded("late")?;
+    assert_same_content(&shelf.to, "late/team/app:3", &app)
+}

@@ -13,6 +13,7 @@ use crate::{
 use super::{
     ArchiveFolder, Error, Result,
     destination::DEFAULT_HOST,
+    folder::Reading,
     source::SelectedImage,
     validate::{invalid, named},
 };
@@ -76,7 +77,7 @@ impl ValidatedArchive {
         Ok(stored.into_iter().flat_map(extracted).collect())
     }
 
-    /// Reads the file, unless it was refused before and did not change.
+    /// Reads the file, unless it was refused for the same images before and did not change.
     async fn read(
         &self,
         file: File,
@@ -85,10 +86,17 @@ impl ValidatedArchive {
         output: &OutputManager,
     ) -> Result<Vec<StoredArchiveImage>, Arc<archive::Error>> {
         let archive = Archive::from_file(file, self.path.clone())?;
-        let identity = archive.identity().cloned();
-        let verdict = identity
+        let reading = archive.identity().map(|file| Reading {
+            file: file.clone(),
+            images: self
+                .images
+                .iter()
+                .map(|image| image.choice.clone())
+                .collect(),
+        });
+        let verdict = reading
             .as_ref()
-            .and_then(|file| folder.refused.verdict(file));
+            .and_then(|reading| folder.refused.verdict(reading));
         if let Some(error) = verdict {
             return Err(error);
         }
@@ -96,8 +104,8 @@ impl ValidatedArchive {
         let stored = archive::extract(archive, cache, &Limits::default(), output, choose).await;
         stored.map_err(|error| {
             let error = Arc::new(error);
-            if let Some(file) = identity {
-                folder.refused.note(file, &error);
+            if let Some(reading) = reading {
+                folder.refused.note(reading, &error);
             }
             error
         })

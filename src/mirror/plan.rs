@@ -1,6 +1,9 @@
 //! From images and destinations to the jobs of a run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    fmt,
+};
 
 use crate::{
     image::{Digest, ImageName},
@@ -146,8 +149,32 @@ impl Plan {
     }
 }
 
-/// Who writes a place: a destination's name and what it writes there.
-type Writer = (String, String);
+/// Who writes a place.
+struct Writer {
+    /// The destination's name.
+    destination: String,
+    /// What it writes there: the digest where it is known, else the image's name.
+    written: String,
+    /// The image's name.
+    image: String,
+}
+
+impl Writer {
+    /// Whether both do the same: one image that was selected twice.
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.destination, &self.written) == (&other.destination, &other.written)
+    }
+}
+
+impl fmt::Display for Writer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "destination {} with {}",
+            self.destination, self.image
+        )
+    }
+}
 
 /// Two images for one place would overwrite each other on every run.
 fn refuse_conflict(
@@ -172,13 +199,22 @@ fn refuse_conflict(
         // Not known yet, but another one for each image.
         target = format!("{target} of {written}");
     }
-    let writer = (destination.to_owned(), written);
-    match writers.insert(target.clone(), writer.clone()) {
-        Some(first) if first != writer => Err(Error::DestinationConflict {
-            target,
-            first: format!("destination {} with {}", first.0, first.1),
-            second: format!("destination {destination} with {cached}"),
-        }),
-        _ => Ok(()),
+    let writer = Writer {
+        destination: destination.to_owned(),
+        written,
+        image: cached.to_string(),
+    };
+    match writers.entry(target) {
+        Entry::Occupied(place) if !place.get().is_same(&writer) => {
+            Err(Error::DestinationConflict {
+                target: place.key().clone(),
+                first: place.get().to_string(),
+                second: writer.to_string(),
+            })
+        }
+        place => {
+            place.or_insert(writer);
+            Ok(())
+        }
     }
 }

@@ -58,6 +58,23 @@ impl ValidatedArchive {
         })
     }
 
+    /// The path of the archive below its folder.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The names that images of the archive go by, as far as the spec has them.
+    pub(super) fn names(&self) -> Vec<ImageName> {
+        let names = self.images.iter().filter_map(|wanted| {
+            let known = wanted.known_as.as_ref();
+            known.or(match &wanted.choice {
+                Choice::Named(name) => Some(name),
+                Choice::At(_) => None,
+            })
+        });
+        names.map(hosted).collect()
+    }
+
     /// Brings the chosen images into the cache.
     pub(super) async fn extract(
         &self,
@@ -70,10 +87,7 @@ impl ValidatedArchive {
         })?;
         let file = folder.open(&self.path, output).await?;
         let stored = self.read(file, folder, cache, output).await;
-        let stored = stored.map_err(|source| Error::Archive {
-            path: self.path.clone(),
-            source,
-        })?;
+        let stored = stored.map_err(Error::Archive)?;
         Ok(stored.into_iter().flat_map(extracted).collect())
     }
 
@@ -222,9 +236,8 @@ fn extracted(image: StoredArchiveImage) -> impl Iterator<Item = ExtractedImage> 
     } = image;
     names.into_iter().map(move |cached| ExtractedImage {
         image: SelectedImage {
-            tag: cached.reference.tag().cloned(),
             digest: Some(digest.clone()),
-            cached,
+            ..SelectedImage::named(cached)
         },
         is_new,
     })

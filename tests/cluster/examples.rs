@@ -91,7 +91,7 @@ impl Scene {
 
     /// What cache-to-registry.yaml promises.
     pub(crate) fn assert_pushed_from_cache(&self) -> Result<()> {
-        let digest = skopeo::digest(self.internal.access(), "mirror/library/nginx:1.27")?;
+        let digest = skopeo::digest(self.internal.access(), "from-cache/library/nginx:1.27")?;
         assert_eq!(digest, self.nginx.digest);
         Ok(())
     }

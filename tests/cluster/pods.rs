@@ -230,9 +230,6 @@ async fn the_pod_carries_out_the_examples() -> Result<()> {
     let digest = scene.assert_pushed_from_archive()?;
     assert_eq!(extracted["status"]["images"][0]["digest"], digest);
 
-    // It writes what another one of the examples writes already.
-    cluster.kubectl(&namespace, &["delete", "imir", "nginx-from-cache"])?;
-    scene.internal.empty()?;
     apply("registry-to-registry.yaml")?;
     cluster.wait_ready(&namespace, "nginx")?;
     scene.assert_both_have_all()

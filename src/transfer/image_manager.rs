@@ -128,11 +128,7 @@ impl ImageManager {
     }
 
     async fn extract(&mut self, tar: &Tar, images: &TarImages) -> Result<()> {
-        let extracted = tar.extract(images, &self.cache, &self.output).await;
-        self.extracted = extracted.map_err(|source| Error::Extract {
-            archive: tar.name(),
-            source,
-        })?;
+        self.extracted = tar.extract(images, &self.cache, &self.output).await?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! From the text of a file to its documents. Whatever is wrong is noted and the reading goes on behind it, so that one look
 //! shows everything.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
@@ -12,6 +12,9 @@ use super::{
 
 /// Values of one file, with those that aliases repeat: far more than the largest mirror has, far less than a bomb of aliases.
 const MAX_NODES: usize = 200_000;
+
+/// Bytes of text that aliases repeat. A file is no longer than that, but each of its aliases copies what it names.
+const MAX_REPEATED: usize = 64 * 1024 * 1024;
 
 /// Values within values: a resource has a dozen levels, and what is walked by recursion must not exhaust the stack.
 const MAX_DEPTH: usize = 64;
@@ -25,6 +28,7 @@ pub(super) fn documents(text: &str) -> (Vec<Node>, Vec<Finding>) {
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         room: MAX_NODES,
+        text_room: MAX_REPEATED,
         depth: 0,
         findings: Vec::new(),
     };
@@ -59,8 +63,9 @@ enum Stop {
 
 struct Composer<'input> {
     parser: Parser<'input, StrInput<'input>>,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, Rc<Node>>,
     room: usize,
+    text_room: usize,
     depth: usize,
     findings: Vec<Finding>,
 }
@@ -120,28 +125,27 @@ impl<'input> Composer<'input> {
         self.depth -= 1;
         let node = Node { position, value };
         if let Some(id) = anchor {
-            self.take_room(size(&node), position)?;
-            self.anchors.insert(id, node.clone());
+            self.take_room_of_copy(&node, position)?;
+            self.anchors.insert(id, Rc::new(node.clone()));
         }
         Ok(node)
     }
 
     /// A copy of what an anchor names. Its parts keep their own places, since there they are mended.
     fn aliased(&mut self, id: usize, position: Position) -> Result<Node, Stop> {
-        let Some(node) = self.anchors.get(&id) else {
+        let Some(named) = self.anchors.get(&id).map(Rc::clone) else {
             return Err(Stop::Document((
                 position,
                 "this alias names what holds it".to_owned(),
             )));
         };
-        let value = node.value.clone();
-        let node = Node { position, value };
-        self.take_room(size(&node), position)?;
+        self.take_room_of_copy(&named, position)?;
         // The alias and what it names are one level.
-        let levels = depth(&node);
+        let levels = depth(&named);
         self.go_deeper(levels - 1, position)?;
         self.depth -= levels;
-        Ok(node)
+        let value = named.value.clone();
+        Ok(Node { position, value })
     }
 
     fn go_deeper(&mut self, levels: usize, position: Position) -> Result<(), Stop> {
@@ -156,6 +160,18 @@ impl<'input> Composer<'input> {
     fn take_room(&mut self, nodes: usize, position: Position) -> Result<(), Stop> {
         self.room = self.room.checked_sub(nodes).ok_or_else(|| {
             let text = format!("more than {MAX_NODES} values stand here: split the file");
+            Stop::File((position, text))
+        })?;
+        Ok(())
+    }
+
+    /// Before the copy is made.
+    fn take_room_of_copy(&mut self, node: &Node, position: Position) -> Result<(), Stop> {
+        self.take_room(size(node), position)?;
+        let left = self.text_room.checked_sub(text_length(node));
+        self.text_room = left.ok_or_else(|| {
+            let limit = MAX_REPEATED >> 20;
+            let text = format!("aliases repeat more than {limit} MiB of text: split the file");
             Stop::File((position, text))
         })?;
         Ok(())
@@ -309,6 +325,17 @@ fn size(node: &Node) -> usize {
     1 + items + fields
 }
 
+/// Bytes of text in a value, the names of its fields included.
+fn text_length(node: &Node) -> usize {
+    let own = node.text().map_or(0, str::len);
+    let items: usize = node.items().iter().map(text_length).sum();
+    let fields = node.entries().iter();
+    let fields: usize = fields
+        .map(|entry| entry.key.len() + text_length(&entry.value))
+        .sum();
+    own + items + fields
+}
+
 fn depth(node: &Node) -> usize {
     let items = node.items().iter().map(depth).max();
     let fields = node.entries().iter().map(|entry| depth(&entry.value)).max();
@@ -423,6 +450,24 @@ mod tests {
         let told = findings(&text);
         assert_eq!(told.len(), 1);
         assert!(told[0].contains("more than 200000 values"), "{told:?}");
+    }
+
+    #[test]
+    fn aliases_of_long_texts_are_refused_before_they_fill_the_memory() {
+        // Few values each: what is repeated is their text, as a value and as a key.
+        let long = "x".repeat(1_000_000);
+        let aliases = |count: usize| "*a, ".repeat(count);
+        for anchored in [format!("&a {long}"), format!("&a {{? {long} : y}}")] {
+            let of_a = |count| format!("a: {anchored}\nb: [{}]\n", aliases(count));
+            assert_eq!(findings(&of_a(50)), Vec::<String>::new());
+            let told = findings(&of_a(200));
+            assert_eq!(told.len(), 1);
+            assert!(
+                told[0].contains("aliases repeat more than 64 MiB"),
+                "{}",
+                told[0]
+            );
+        }
     }
 
     #[test]

@@ -212,6 +212,29 @@ data: {password: hunter2!}
 }
 
 #[test]
+fn an_unknown_field_hides_nothing_else_of_its_document() {
+    let contradiction = "insecure: true\n    skipTLSVerify: true";
+    let mistyped = mirror("one", "i.example/one", contradiction)
+        .replace("spec:\n", "spec:\n  suspended: true\n");
+    let no_login = mirror("two", "i.example/two", "secretRef: {name: gone}")
+        .replace("name: two,", "name: two, lables: {a: b},");
+    let secret = LOGIN
+        .replace("type:", "typo: x\ntype:")
+        .replace("czNj", "s3cret!");
+    assert_eq!(
+        problems(&[&mistyped, &no_login, &secret]),
+        [
+            "a.yaml:5:3: unknown field \"spec.suspended\": did you mean suspend?",
+            "a.yaml:11:5: spec.destinations[0]: insecure means plain http, skipTLSVerify cannot apply: set one of them",
+            "b.yaml:3:23: unknown field \"metadata.lables\": did you mean labels?",
+            "b.yaml:11:5: spec.destinations[0].secretRef: Secret gone is in none of the files: add it, in namespace team",
+            "c.yaml:4:1: unknown field \"typo\": did you mean type?",
+            "c.yaml:9:5: data[password]: is not base64; text as it is goes under stringData",
+        ]
+    );
+}
+
+#[test]
 fn what_only_the_engine_knows_has_its_place_too() {
     let conflict = mirror("app", "i.example/app", "tag: latest").replace("['1']", "['1', '2']");
     let cache = "{apiVersion: imagepusher.io/v1alpha1, kind: ImageMirror, metadata: {name: c}, \n spec: {source: {cache: {repository: docker.io/a, \

@@ -134,6 +134,14 @@ fn the_pull_secrets_of_accounts_are_used_and_otherwise_the_logins_of_the_user() 
         problems(&[&by_account, account, pull]),
         Vec::<String>::new()
     );
+    // A kubelet takes no notice of these either.
+    let other = pull
+        .replace("kubernetes.io/dockerconfigjson", "Opaque")
+        .replace(".dockerconfigjson", "token");
+    assert_eq!(
+        problems(&[&by_account, account, &other]),
+        Vec::<String>::new()
+    );
 }
 
 #[test]

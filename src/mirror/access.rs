@@ -87,7 +87,7 @@ impl RegistryAccess {
         output: &OutputManager,
     ) -> Result<RegistryClient> {
         let mut options = ClientOptions {
-            credential: self.credential(given)?,
+            credential: self.credential(given, output)?,
             skip_tls_verify: self.how.skip_tls_verify,
             retry_attempts,
             ..ClientOptions::default()
@@ -112,9 +112,9 @@ impl RegistryAccess {
         })
     }
 
-    fn credential(&self, given: &Given) -> Result<Credential> {
+    fn credential(&self, given: &Given, output: &OutputManager) -> Result<Credential> {
         if let Some(account) = &self.how.service_account {
-            return given.account_credential(account, self);
+            return given.account_credential(account, self, output);
         }
         match self.secret(given, self.how.secret.as_deref(), "secretRef")? {
             Some(secret) => secret.credential(&self.host, &self.repository),

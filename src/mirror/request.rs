@@ -62,6 +62,7 @@ impl Given {
         &self,
         account: &str,
         access: &RegistryAccess,
+        output: &OutputManager,
     ) -> Result<Credential> {
         let field = format!("{}.serviceAccountName", access.how.field);
         let Some(documents) = self.pull_secrets.get(account) else {
@@ -80,6 +81,13 @@ impl Given {
                 document,
                 field: field.clone(),
             };
+            if !secret.can_pull() {
+                output.detail(format!(
+                    "Secret {} of ServiceAccount {account} is passed over: its type is {}",
+                    document.name,
+                    document.kind.escape_debug()
+                ));
+            }
             if let Some(credential) = secret.pull_credential(&access.host, &access.repository)? {
                 return Ok(credential);
             }

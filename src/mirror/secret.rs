@@ -14,6 +14,11 @@ use super::{Error, Result};
 /// Annotation of a Secret that names the only registry its login may go to.
 pub const ONLY_REGISTRY: &str = "imagepusher.io/registry";
 
+/// The type of a Secret with a docker configuration.
+const DOCKER_CONFIG: &str = "kubernetes.io/dockerconfigjson";
+/// The type of a Secret with a docker configuration as it was before there were other things in it than logins.
+const OLD_DOCKER_CONFIG: &str = "kubernetes.io/dockercfg";
+
 /// A Secret as it was read, without Kubernetes types.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretDocument {
@@ -93,7 +98,7 @@ impl NamedSecret<'_> {
             )));
         }
         match self.document.kind.as_str() {
-            "kubernetes.io/dockerconfigjson" => self.docker_config(host, repository),
+            DOCKER_CONFIG => self.docker_config(host, repository),
             "Opaque" if self.document.data.contains_key("token") => {
                 Ok(Credential::RegistryToken(self.text("token")?.into()))
             }
@@ -120,22 +125,35 @@ impl NamedSecret<'_> {
         })
     }
 
-    /// The login for a repository, if the Secret, which is an imagePullSecret, has one.
+    /// Whether an imagePullSecret of this type can hold a login. A kubelet takes no notice of the others, and ServiceAccounts
+    /// of old clusters name some.
+    pub(super) fn can_pull(&self) -> bool {
+        matches!(
+            self.document.kind.as_str(),
+            DOCKER_CONFIG | OLD_DOCKER_CONFIG
+        )
+    }
+
+    /// The login for a repository, if the Secret, which is an imagePullSecret, has one. Some distributions still make those of
+    /// the old format.
     pub(super) fn pull_credential(
         &self,
         host: &Host,
         repository: &RepositoryPath,
     ) -> Result<Option<Credential>> {
-        if !self.may_go_to(host) {
+        if !self.can_pull() || !self.may_go_to(host) {
             return Ok(None);
         }
-        let content = self.text(".dockerconfigjson")?;
-        let config =
-            DockerConfig::parse(content.as_bytes()).map_err(|source| Error::SecretUnreadable {
-                secret: self.document.name.clone(),
-                field: self.field.clone(),
-                source,
-            })?;
+        let config = if self.document.kind == OLD_DOCKER_CONFIG {
+            DockerConfig::parse_old(self.text(".dockercfg")?.as_bytes())
+        } else {
+            DockerConfig::parse(self.text(".dockerconfigjson")?.as_bytes())
+        };
+        let config = config.map_err(|source| Error::SecretUnreadable {
+            secret: self.document.name.clone(),
+            field: self.field.clone(),
+            source,
+        })?;
         Ok(config.credential_for(host, repository))
     }
 
@@ -289,6 +307,45 @@ mod tests {
                     assert!(!goes && text.contains(expected), "{registry:?}: {text}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_pull_secret_of_the_old_format_is_read_and_one_of_another_type_is_passed_over() {
+        // An OpenShift ServiceAccount names both beside each other.
+        let old = r#"{"registry.example:5000": {"username": "user", "password": "s3cret", "email": "e"}}"#;
+        let pulled = |document: &SecretDocument| {
+            let named = NamedSecret {
+                document,
+                field: "spec.source.registry.serviceAccountName".to_owned(),
+            };
+            named.pull_credential(&host(), &path())
+        };
+        let old = document("kubernetes.io/dockercfg", &[(".dockercfg", old)]);
+        let found = pulled(&old);
+        let Ok(Some(Credential::Basic { username, password })) = found else {
+            panic!("no login: {found:?}")
+        };
+        assert_eq!(
+            (username.as_str(), password.expose_secret()),
+            ("user", "s3cret")
+        );
+        let elsewhere = document("kubernetes.io/dockercfg", &[(".dockercfg", "{}")]);
+        assert!(matches!(pulled(&elsewhere), Ok(None)));
+        for kind in [
+            "Opaque",
+            "kubernetes.io/basic-auth",
+            "kubernetes.io/service-account-token",
+        ] {
+            let login = [("username", "user"), ("password", "p"), ("token", "t")];
+            let found = pulled(&document(kind, &login));
+            assert!(matches!(found, Ok(None)), "{kind}: {found:?}");
+        }
+        for broken in ["{s3cret", r#"{"auths": "s3cret"}"#] {
+            let broken = document("kubernetes.io/dockercfg", &[(".dockercfg", broken)]);
+            let error = pulled(&broken).unwrap_err();
+            let text = format!("{} {error:?}", handlers::message(&error));
+            assert!(!text.contains("s3cret"), "{text}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Credentials as docker, podman and Kubernetes keep them: `config.json`, `auth.json`, `.dockerconfigjson`.
+//! Credentials as docker, podman and Kubernetes keep them: `config.json`, `auth.json`, `.dockerconfigjson`, `.dockercfg`.
 //!
 //! This reads the text and answers for a host and repository (registry rule A18). Where the text comes from, and calling the
 //! helpers it names, is for those above. No error shows anything of the text.
@@ -12,7 +12,7 @@ use base64::{
         general_purpose::{GeneralPurpose, GeneralPurposeConfig},
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::image::{Host, RepositoryPath};
 
@@ -40,10 +40,13 @@ pub struct DockerConfig {
     store: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// Entries by the registry that they are for.
+type Entries = BTreeMap<String, Option<Entry>>;
+
+#[derive(Deserialize, Default)]
 struct ConfigFile {
     #[serde(default)]
-    auths: Option<BTreeMap<String, Option<Entry>>>,
+    auths: Option<Entries>,
     #[serde(default, rename = "credHelpers")]
     helpers: Option<BTreeMap<String, String>>,
     #[serde(default, rename = "credsStore")]
@@ -85,15 +88,21 @@ impl DockerConfig {
     /// # Errors
     /// When the text is not JSON of that form, or when an entry's `auth` is not `user:password` in base64.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let invalid = |reason: String| Error::InvalidDockerConfig { reason };
-        let file: ConfigFile = serde_json::from_slice(bytes).map_err(|error| {
-            // The parser's own text repeats what it found.
-            invalid(format!(
-                "line {}, column {} is not what belongs there",
-                error.line(),
-                error.column()
-            ))
-        })?;
+        Self::new(read(bytes)?)
+    }
+
+    /// Reads a configuration of the old format, `.dockercfg`: it holds what is `auths` today, and nothing else.
+    ///
+    /// # Errors
+    /// As for [`parse`](Self::parse).
+    pub fn parse_old(bytes: &[u8]) -> Result<Self> {
+        Self::new(ConfigFile {
+            auths: read(bytes)?,
+            ..ConfigFile::default()
+        })
+    }
+
+    fn new(file: ConfigFile) -> Result<Self> {
         let mut entries = Vec::new();
         for (number, (key, entry)) in file.auths.unwrap_or_default().into_iter().enumerate() {
             let credential = entry
@@ -129,6 +138,21 @@ impl DockerConfig {
             .map(|(_, helper)| helper.as_str())
             .or(self.store.as_deref())
     }
+}
+
+const fn invalid(reason: String) -> Error {
+    Error::InvalidDockerConfig { reason }
+}
+
+/// Reads JSON. The parser's own text is not passed on, since it repeats what it found.
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        invalid(format!(
+            "line {}, column {} is not what belongs there",
+            error.line(),
+            error.column()
+        ))
+    })
 }
 
 impl Entry {

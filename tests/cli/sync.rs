@@ -517,27 +517,42 @@ fn service_accounts_log_in_by_their_pull_secrets_or_as_the_user_of_docker() -> R
     );
     robot["spec"]["destinations"][0]["serviceAccountName"] = json!("robot");
     // The user and password in base64, as docker keeps them.
-    let config =
-        json!({"auths": {closed.address(): {"username": USER, "password": PASSWORD}}}).to_string();
+    let auths = json!({closed.address(): {"username": USER, "password": PASSWORD}});
+    let config = json!({"auths": auths}).to_string();
     let account = json!({
         "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot", "namespace": "team-a"},
-        "imagePullSecrets": [{"name": "pull"}],
+        "imagePullSecrets": [{"name": "other"}, {"name": "pull"}],
     });
-    let pull = json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pull", "namespace": "team-a"},
-        "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": config},
-    });
-
-    let by_documents = Sandbox::new()?;
-    by_documents.file(
-        "all.yaml",
-        format!("{robot}\n---\n{account}\n---\n{pull}\n"),
-    )?;
-    assert_no_password(
-        &by_documents
+    let secret = |name: &str, kind: &str, data: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "team-a"},
+            "type": kind, "stringData": data,
+        })
+    };
+    let other = secret("other", "Opaque", json!({"token": PASSWORD}));
+    for (kind, data) in [
+        (
+            "kubernetes.io/dockerconfigjson",
+            json!({".dockerconfigjson": config}),
+        ),
+        (
+            "kubernetes.io/dockercfg",
+            json!({".dockercfg": auths.to_string()}),
+        ),
+    ] {
+        let pull = secret("pull", kind, data);
+        let by_documents = Sandbox::new()?;
+        by_documents.file(
+            "all.yaml",
+            format!("{robot}\n---\n{account}\n---\n{other}\n---\n{pull}\n"),
+        )?;
+        let run = by_documents
             .run(&["sync", "-f", "all.yaml", "-vv"])?
-            .expect_code(0)?,
-    );
+            .expect_code(0)?;
+        assert_no_password(&run);
+        let told = "Secret other of ServiceAccount robot is passed over: its type is Opaque";
+        assert!(run.stderr.contains(told), "{}", run.stderr);
+    }
 
     let by_docker = Sandbox::new()?;
     by_docker.file("mirror.yaml", robot.to_string())?;

@@ -1,7 +1,7 @@
 //! The report as a file: there as a whole or not at all.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -43,13 +43,7 @@ impl ReportFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
             Err(error) => return Err(unwritable(error)),
         };
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = target.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&temporary)
-            .map_err(unwritable)?;
+        let (temporary, file) = new_file_beside(&target).map_err(unwritable)?;
         Ok(Self {
             target,
             temporary,
@@ -74,9 +68,45 @@ impl ReportFile {
     }
 }
 
+/// A new, empty file with a name nobody else has. Process ids would not do: in a container they are always the same, and a run
+/// that was killed has left its file behind.
+fn new_file_beside(target: &Path) -> io::Result<(PathBuf, File)> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    loop {
+        let temporary = target.with_file_name(format!(".{name}.{:016x}.tmp", fastrand::u64(..)));
+        match File::create_new(&temporary) {
+            Ok(file) => return Ok((temporary, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Drop for ReportFile {
     fn drop(&mut self) {
         // It is not there any more when the report was written.
         drop(fs::remove_file(&self.temporary));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_behind_keeps_no_later_one_from_its_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("report.json");
+        let names = || {
+            let entries = fs::read_dir(folder.path()).unwrap();
+            entries
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect::<Vec<_>>()
+        };
+        // In a container every run has the same process id.
+        let _killed = std::mem::ManuallyDrop::new(ReportFile::create(&target).unwrap());
+        assert_eq!(names().len(), 1);
+        drop(ReportFile::create(&target).unwrap());
+        assert_eq!(names().len(), 1, "{:?}", names());
     }
 }

@@ -1,7 +1,7 @@
 //! From the text of a file to its documents. Whatever is wrong is noted and the reading goes on behind it, so that one look
 //! shows everything.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
@@ -12,6 +12,9 @@ use super::{
 
 /// Values of one file, with those that aliases repeat: far more than the largest mirror has, far less than a bomb of aliases.
 const MAX_NODES: usize = 200_000;
+
+/// Bytes of text that aliases repeat. A file is no longer than that, but each of its aliases copies what it names.
+const MAX_REPEATED: usize = 64 * 1024 * 1024;
 
 /// Values within values: a resource has a dozen levels, and what is walked by recursion must not exhaust the stack.
 const MAX_DEPTH: usize = 64;
@@ -25,6 +28,7 @@ pub(super) fn documents(text: &str) -> (Vec<Node>, Vec<Finding>) {
         parser: Parser::new_from_str(text),
         anchors: HashMap::new(),
         room: MAX_NODES,
+        text_room: MAX_REPEATED,
         depth: 0,
         findings: Vec::new(),
     };
@@ -59,10 +63,30 @@ enum Stop {
 
 struct Composer<'input> {
     parser: Parser<'input, StrInput<'input>>,
-    anchors: HashMap<usize, Node>,
+    anchors: HashMap<usize, Rc<Node>>,
     room: usize,
+    text_room: usize,
     depth: usize,
     findings: Vec<Finding>,
+}
+
+/// The fields of an object that is being read. They are found by name, since a Secret may have a hundred thousand.
+#[derive(Default)]
+struct Fields {
+    entries: Vec<Entry>,
+    positions: HashMap<String, Position>,
+}
+
+impl Fields {
+    /// Adds a field. Where one of its name is there, it is given back with the place of that one.
+    fn add(&mut self, entry: Entry) -> Result<(), (Entry, Position)> {
+        if let Some(earlier) = self.positions.get(&entry.key) {
+            return Err((entry, *earlier));
+        }
+        self.positions.insert(entry.key.clone(), entry.position);
+        self.entries.push(entry);
+        Ok(())
+    }
 }
 
 /// The merge key of YAML 1.1, which kubectl knows.
@@ -120,28 +144,27 @@ impl<'input> Composer<'input> {
         self.depth -= 1;
         let node = Node { position, value };
         if let Some(id) = anchor {
-            self.take_room(size(&node), position)?;
-            self.anchors.insert(id, node.clone());
+            self.take_room_of_copy(&node, position)?;
+            self.anchors.insert(id, Rc::new(node.clone()));
         }
         Ok(node)
     }
 
     /// A copy of what an anchor names. Its parts keep their own places, since there they are mended.
     fn aliased(&mut self, id: usize, position: Position) -> Result<Node, Stop> {
-        let Some(node) = self.anchors.get(&id) else {
+        let Some(named) = self.anchors.get(&id).map(Rc::clone) else {
             return Err(Stop::Document((
                 position,
                 "this alias names what holds it".to_owned(),
             )));
         };
-        let value = node.value.clone();
-        let node = Node { position, value };
-        self.take_room(size(&node), position)?;
+        self.take_room_of_copy(&named, position)?;
         // The alias and what it names are one level.
-        let levels = depth(&node);
+        let levels = depth(&named);
         self.go_deeper(levels - 1, position)?;
         self.depth -= levels;
-        Ok(node)
+        let value = named.value.clone();
+        Ok(Node { position, value })
     }
 
     fn go_deeper(&mut self, levels: usize, position: Position) -> Result<(), Stop> {
@@ -156,6 +179,18 @@ impl<'input> Composer<'input> {
     fn take_room(&mut self, nodes: usize, position: Position) -> Result<(), Stop> {
         self.room = self.room.checked_sub(nodes).ok_or_else(|| {
             let text = format!("more than {MAX_NODES} values stand here: split the file");
+            Stop::File((position, text))
+        })?;
+        Ok(())
+    }
+
+    /// Before the copy is made.
+    fn take_room_of_copy(&mut self, node: &Node, position: Position) -> Result<(), Stop> {
+        self.take_room(size(node), position)?;
+        let left = self.text_room.checked_sub(text_length(node));
+        self.text_room = left.ok_or_else(|| {
+            let limit = MAX_REPEATED >> 20;
+            let text = format!("aliases repeat more than {limit} MiB of text: split the file");
             Stop::File((position, text))
         })?;
         Ok(())
@@ -193,7 +228,7 @@ impl<'input> Composer<'input> {
     }
 
     fn mapping(&mut self, position: Position) -> Result<Value, Stop> {
-        let (mut entries, mut merged) = (Vec::new(), Vec::new());
+        let (mut fields, mut merged) = (Fields::default(), Vec::new());
         loop {
             let (event, span) = self.inner(position)?;
             if matches!(event, Event::MappingEnd) {
@@ -206,7 +241,7 @@ impl<'input> Composer<'input> {
             match key {
                 Some(_) if is_merge => merged.push(value),
                 Some((key, position)) => self.add(
-                    &mut entries,
+                    &mut fields,
                     Entry {
                         key,
                         position,
@@ -217,9 +252,9 @@ impl<'input> Composer<'input> {
             }
         }
         for value in merged {
-            self.merge(&mut entries, value);
+            self.merge(&mut fields, value);
         }
-        Ok(Value::Mapping(entries))
+        Ok(Value::Mapping(fields.entries))
     }
 
     /// The name of a field, unless it can be none.
@@ -250,33 +285,31 @@ impl<'input> Composer<'input> {
         Ok(None)
     }
 
-    fn add(&mut self, entries: &mut Vec<Entry>, entry: Entry) {
-        match entries.iter().find(|earlier| earlier.key == entry.key) {
-            Some(earlier) => self.findings.push((
+    fn add(&mut self, fields: &mut Fields, entry: Entry) {
+        if let Err((entry, earlier)) = fields.add(entry) {
+            self.findings.push((
                 entry.position,
                 format!(
                     "the key {} stands here twice, first in line {}",
                     entry.key.escape_debug(),
-                    earlier.position.line
+                    earlier.line
                 ),
-            )),
-            None => entries.push(entry),
+            ));
         }
     }
 
     /// Adds the fields of other objects that are not there yet.
-    fn merge(&mut self, entries: &mut Vec<Entry>, from: Node) {
+    fn merge(&mut self, fields: &mut Fields, from: Node) {
         match from.value {
             Value::Mapping(others) => {
                 for other in others {
-                    if entries.iter().all(|entry| entry.key != other.key) {
-                        entries.push(other);
-                    }
+                    // What is there already goes before what is merged.
+                    drop(fields.add(other));
                 }
             }
             Value::Sequence(items) => {
                 for item in items {
-                    self.merge(entries, item);
+                    self.merge(fields, item);
                 }
             }
             other => {
@@ -307,6 +340,17 @@ fn size(node: &Node) -> usize {
     let items: usize = node.items().iter().map(size).sum();
     let fields: usize = node.entries().iter().map(|entry| size(&entry.value)).sum();
     1 + items + fields
+}
+
+/// Bytes of text in a value, the names of its fields included.
+fn text_length(node: &Node) -> usize {
+    let own = node.text().map_or(0, str::len);
+    let items: usize = node.items().iter().map(text_length).sum();
+    let fields = node.entries().iter();
+    let fields: usize = fields
+        .map(|entry| entry.key.len() + text_length(&entry.value))
+        .sum();
+    own + items + fields
 }
 
 fn depth(node: &Node) -> usize {
@@ -423,6 +467,43 @@ mod tests {
         let told = findings(&text);
         assert_eq!(told.len(), 1);
         assert!(told[0].contains("more than 200000 values"), "{told:?}");
+    }
+
+    #[test]
+    fn aliases_of_long_texts_are_refused_before_they_fill_the_memory() {
+        // Few values each: what is repeated is their text, as a value and as a key.
+        let long = "x".repeat(1_000_000);
+        let aliases = |count: usize| "*a, ".repeat(count);
+        for anchored in [format!("&a {long}"), format!("&a {{? {long} : y}}")] {
+            let of_a = |count| format!("a: {anchored}\nb: [{}]\n", aliases(count));
+            assert_eq!(findings(&of_a(50)), Vec::<String>::new());
+            let told = findings(&of_a(200));
+            assert_eq!(told.len(), 1);
+            assert!(
+                told[0].contains("aliases repeat more than 64 MiB"),
+                "{}",
+                told[0]
+            );
+        }
+    }
+
+    #[test]
+    fn an_object_of_many_keys_is_read_in_a_moment() {
+        use std::fmt::Write as _;
+
+        let mut text = "base: &base\n".to_owned();
+        for number in 0..45_000 {
+            writeln!(text, "  a-rather-long-name-of-a-key-{number}:").unwrap();
+        }
+        text.push_str("other:\n  a-rather-long-name-of-a-key-7: 1\n  <<: *base\n");
+        let started = std::time::Instant::now();
+        assert_eq!(findings(&text), Vec::<String>::new());
+        let (documents, _) = documents(&text);
+        let other = &documents[0].field("other").unwrap().value;
+        assert_eq!(other.entries().len(), 45_000);
+        // Comparing each with each takes minutes.
+        let took = started.elapsed();
+        assert!(took < std::time::Duration::from_secs(20), "{took:?}");
     }
 
     #[test]

@@ -227,7 +227,8 @@ impl Documents {
         self.problems.extend(added);
     }
 
-    /// The name of an object, if it has a right one, and whether it is as its schema says.
+    /// The name of an object, if it has a right one, and whether its fields are as its schema says. Fields that the schema does
+    /// not have are told, but hide nothing that is wrong with the others.
     fn identify(
         &mut self,
         origin: &Origin,
@@ -235,8 +236,9 @@ impl Documents {
         schema: &Json,
     ) -> Option<(ObjectName, bool)> {
         let differences = schema::differences(node, schema);
-        let is_right = differences.is_empty();
-        self.tell(origin, differences);
+        let is_right = differences.wrong.is_empty();
+        self.tell(origin, differences.unknown);
+        self.tell(origin, differences.wrong);
         match object_name(node) {
             Ok(name) => Some((name, is_right)),
             // A name of a wrong type was told already.

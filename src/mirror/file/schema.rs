@@ -13,24 +13,28 @@ use super::{
 };
 
 /// Everything in `node` that `schema` does not let through.
-pub(super) fn differences(node: &Node, schema: &Json) -> Vec<Finding> {
-    let mut comparison = Comparison::default();
-    comparison.value("", node, schema);
-    comparison.findings
+pub(super) fn differences(node: &Node, schema: &Json) -> Differences {
+    let mut differences = Differences::default();
+    differences.value("", node, schema);
+    differences
 }
 
+/// What a document has that its schema does not let through.
 #[derive(Default)]
-struct Comparison {
-    findings: Vec<Finding>,
+pub(super) struct Differences {
+    /// Fields that the schema does not have.
+    pub(super) unknown: Vec<Finding>,
+    /// What keeps the fields that it has from being used.
+    pub(super) wrong: Vec<Finding>,
 }
 
-impl Comparison {
+impl Differences {
     fn tell(&mut self, node: &Node, path: &str, text: impl AsRef<str>) {
         let told = match path {
             "" => text.as_ref().to_owned(),
             path => format!("{path}: {}", text.as_ref()),
         };
-        self.findings.push((node.position, told));
+        self.wrong.push((node.position, told));
     }
 
     fn value(&mut self, path: &str, node: &Node, schema: &Json) {
@@ -68,7 +72,7 @@ impl Comparison {
                 self.value(&format!("{path}[{}]", key.escape_debug()), value, others);
             } else if !is_open {
                 let text = unknown_field(&joined(path, key), key, properties);
-                self.findings.push((*position, text));
+                self.unknown.push((*position, text));
             }
         }
         for name in texts(&schema["required"]) {
@@ -247,7 +251,8 @@ mod tests {
     fn told(schema: &Json, text: &str) -> Vec<String> {
         let (documents, findings) = documents(text);
         assert_eq!(findings, Vec::new(), "{text}");
-        let mut told = differences(&documents[0], schema);
+        let Differences { unknown, wrong } = differences(&documents[0], schema);
+        let mut told = [unknown, wrong].concat();
         told.sort();
         told.into_iter()
             .map(|(at, text)| format!("{}:{}: {text}", at.line, at.column))

@@ -134,6 +134,14 @@ fn the_pull_secrets_of_accounts_are_used_and_otherwise_the_logins_of_the_user() 
         problems(&[&by_account, account, pull]),
         Vec::<String>::new()
     );
+    // A kubelet takes no notice of these either.
+    let other = pull
+        .replace("kubernetes.io/dockerconfigjson", "Opaque")
+        .replace(".dockerconfigjson", "token");
+    assert_eq!(
+        problems(&[&by_account, account, &other]),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
@@ -208,6 +216,29 @@ data: {password: hunter2!}
     assert_eq!(
         binary.problems[0].to_string(),
         "x:1:1: this is not text in UTF-8"
+    );
+}
+
+#[test]
+fn an_unknown_field_hides_nothing_else_of_its_document() {
+    let contradiction = "insecure: true\n    skipTLSVerify: true";
+    let mistyped = mirror("one", "i.example/one", contradiction)
+        .replace("spec:\n", "spec:\n  suspended: true\n");
+    let no_login = mirror("two", "i.example/two", "secretRef: {name: gone}")
+        .replace("name: two,", "name: two, lables: {a: b},");
+    let secret = LOGIN
+        .replace("type:", "typo: x\ntype:")
+        .replace("czNj", "s3cret!");
+    assert_eq!(
+        problems(&[&mistyped, &no_login, &secret]),
+        [
+            "a.yaml:5:3: unknown field \"spec.suspended\": did you mean suspend?",
+            "a.yaml:11:5: spec.destinations[0]: insecure means plain http, skipTLSVerify cannot apply: set one of them",
+            "b.yaml:3:23: unknown field \"metadata.lables\": did you mean labels?",
+            "b.yaml:11:5: spec.destinations[0].secretRef: Secret gone is in none of the files: add it, in namespace team",
+            "c.yaml:4:1: unknown field \"typo\": did you mean type?",
+            "c.yaml:9:5: data[password]: is not base64; text as it is goes under stringData",
+        ]
     );
 }
 

@@ -1,6 +1,7 @@
 //! The whole report of a run, in ConfigMaps of the mirror's namespace that the mirror owns, so that they go with it.
 //!
-//! The first of them is written last and carries the hash of the whole: where that hash stands already, nothing is written.
+//! The first of them is written last and carries the hash of the whole, so a reader can tell whether the parts belong
+//! together. What stands already is compared with what it should be, and written only where it differs.
 //! A ConfigMap that the mirror does not own is never touched, whatever its name: its data is somebody's. Every write
 //! names the version it was decided on, so that none is taken over that was exchanged meanwhile.
 
@@ -189,24 +190,22 @@ impl ConfigMaps<'_> {
     async fn put(&self, texts: &[String]) -> Result<Vec<ReportReference>> {
         let digest = Digest::of(texts.concat().as_bytes()).to_string();
         let first = self.look(&self.name(0)).await?;
-        if annotation(first.as_ref(), REPORT_DIGEST) != Some(&digest) {
-            let before = annotation(first.as_ref(), REPORT_PARTS);
-            let before = before.map_or(0, |count| count.parse().unwrap_or(MAX_PARTS));
-            for (number, text) in texts.iter().enumerate().skip(1) {
-                let name = self.name(number);
-                let standing = self.look(&name).await?;
-                self.write(&name, standing, text, BTreeMap::new()).await?;
-            }
-            for number in texts.len()..before.min(MAX_PARTS) {
-                self.remove(&self.name(number)).await?;
-            }
-            let annotations = BTreeMap::from([
-                (REPORT_DIGEST.to_owned(), digest),
-                (REPORT_PARTS.to_owned(), texts.len().to_string()),
-            ]);
-            let text = texts.first().map_or("", String::as_str);
-            self.write(&self.name(0), first, text, annotations).await?;
+        let before = annotation(first.as_ref(), REPORT_PARTS);
+        let before = before.map_or(0, |count| count.parse().unwrap_or(MAX_PARTS));
+        for (number, text) in texts.iter().enumerate().skip(1) {
+            let name = self.name(number);
+            let standing = self.look(&name).await?;
+            self.write(&name, standing, text, BTreeMap::new()).await?;
         }
+        for number in texts.len()..before.min(MAX_PARTS) {
+            self.remove(&self.name(number)).await?;
+        }
+        let annotations = BTreeMap::from([
+            (REPORT_DIGEST.to_owned(), digest),
+            (REPORT_PARTS.to_owned(), texts.len().to_string()),
+        ]);
+        let text = texts.first().map_or("", String::as_str);
+        self.write(&self.name(0), first, text, annotations).await?;
         let names = (0..texts.len()).map(|number| self.name(number));
         Ok(names.map(|name| ReportReference { name }).collect())
     }
@@ -244,8 +243,7 @@ impl ConfigMaps<'_> {
                 .map(drop)
                 .map_err(|error| failed("create", name, error));
         };
-        let data = standing.data.unwrap_or_default();
-        if annotations.is_empty() && data.get(KEY).is_some_and(|old| old == text) {
+        if holds(&standing, text, &annotations) {
             return Ok(());
         }
         let patch = Patch::Merge(json!({
@@ -346,6 +344,16 @@ fn part_name(mirror: &str, number: usize) -> String {
 
 fn annotation<'a>(object: Option<&'a ConfigMap>, name: &str) -> Option<&'a String> {
     object?.metadata.annotations.as_ref()?.get(name)
+}
+
+/// Whether a part is as wanted.
+fn holds(standing: &ConfigMap, text: &str, annotations: &BTreeMap<String, String>) -> bool {
+    let data = standing.data.as_ref();
+    data.and_then(|data| data.get(KEY))
+        .is_some_and(|old| old == text)
+        && annotations
+            .iter()
+            .all(|(name, value)| annotation(Some(standing), name) == Some(value))
 }
 
 fn failed(verb: &str, name: &str, error: CallError) -> Error {

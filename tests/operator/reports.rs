@@ -76,6 +76,11 @@ async fn the_report_names_every_image_and_is_written_when_it_changes_only() -> R
         third["metadata"]["resourceVersion"],
         second["metadata"]["resourceVersion"]
     );
+
+    let tampered = r#"{"data": {"report.json": "nothing failed"}}"#;
+    bed.kubectl(&["patch", "configmap", "app-report", "-p", tampered])?;
+    bed.request("app", "fourth")?;
+    assert_eq!(config_map(&bed, "app-report")?["data"], third["data"]);
     Ok(())
 }
 

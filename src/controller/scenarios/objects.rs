@@ -313,6 +313,86 @@ async fn the_first_part_of_a_long_report_is_written_last() {
     assert_eq!(names(&kept), ["mirror-report", "mirror-report-1"]);
 }
 
+/// Somebody's hand, or a run that was cut off.
+#[tokio::test]
+async fn a_report_that_was_tampered_with_is_mended() {
+    let made = made().await;
+    let mut other_data = made.clone();
+    other_data["data"]["report.json"] = json!("nothing failed");
+    let mut other_count = made.clone();
+    other_count["metadata"]["annotations"]["imagepusher.io/report-parts"] = json!("0");
+    let mut without_data = made.clone();
+    without_data["data"] = Value::Null;
+    for tampered in [other_data, other_count, without_data] {
+        let kept = keep(1, async |handle| {
+            get(handle, "configmaps/mirror-report")
+                .await
+                .answer(200, &tampered);
+            let patch = Call::next(handle).await;
+            assert_eq!(patch.method, Method::PATCH);
+            assert_eq!(patch.body["data"], made["data"]);
+            assert_eq!(
+                patch.body["metadata"]["annotations"],
+                made["metadata"]["annotations"]
+            );
+            patch.answer(200, &made);
+        })
+        .await;
+        assert_eq!(
+            (names(&kept), &kept.trouble),
+            (vec!["mirror-report"], &None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_later_part_that_was_removed_is_made_again_and_a_whole_report_left_alone() {
+    let [first, second] = made_in_two().await;
+    keep(9_000, async |handle| {
+        get(handle, "configmaps/mirror-report")
+            .await
+            .answer(200, &first);
+        get(handle, "configmaps/mirror-report-1")
+            .await
+            .refuse(404, "NotFound");
+        let create = Call::next(handle).await;
+        assert_eq!(create.method, Method::POST);
+        assert_eq!(create.body["data"], second["data"]);
+        create.answer(201, &second);
+    })
+    .await;
+    let kept = keep(9_000, async |handle| {
+        get(handle, "configmaps/mirror-report")
+            .await
+            .answer(200, &first);
+        get(handle, "configmaps/mirror-report-1")
+            .await
+            .answer(200, &second);
+    })
+    .await;
+    assert_eq!(names(&kept), ["mirror-report", "mirror-report-1"]);
+}
+
+/// The ConfigMaps of a report that needs two.
+async fn made_in_two() -> [Value; 2] {
+    let mut made = [Value::Null, Value::Null];
+    keep(9_000, async |handle| {
+        for name in ["mirror-report", "mirror-report-1"] {
+            get(handle, &format!("configmaps/{name}"))
+                .await
+                .refuse(404, "NotFound");
+        }
+        // The first comes last.
+        for position in [1, 0] {
+            let create = Call::next(handle).await;
+            made[position] = create.body.clone();
+            create.answer(201, &made[position]);
+        }
+    })
+    .await;
+    made
+}
+
 /// Its data is somebody's, also where an earlier mirror of the name made it.
 #[tokio::test]
 async fn a_config_map_of_somebody_else_is_never_written() {

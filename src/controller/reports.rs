@@ -2,8 +2,10 @@
 //!
 //! The first of them is written last and carries the hash of the whole, so a reader can tell whether the parts belong
 //! together. What stands already is compared with what it should be, and written only where it differs.
-//! A ConfigMap that the mirror does not own is never touched, whatever its name: its data is somebody's. Every write
-//! names the version it was decided on, so that none is taken over that was exchanged meanwhile.
+//! A ConfigMap that the mirror does not own is never touched, whatever its name: its data is somebody's. The only
+//! exception is what a mirror of the same name left that is gone: the garbage collector is on its way to it, and may come
+//! after the new mirror's only run. Every write names the version it was decided on, so that none is taken over that was
+//! exchanged meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -210,15 +212,16 @@ impl ConfigMaps<'_> {
         Ok(names.map(|name| ReportReference { name }).collect())
     }
 
-    /// The ConfigMap of this name, if there is one.
+    /// The ConfigMap of this name, if there is one. One that an earlier mirror of the name left is removed.
     ///
     /// # Errors
-    /// [`Error::ReportNotWritten`] when it is not the mirror's.
+    /// [`Error::ReportNotWritten`] when it is somebody else's.
     async fn look(&self, name: &str) -> Result<Option<ConfigMap>> {
         let found = within(CALL_LIMIT, self.api.get_opt(name))
             .await
             .map_err(|error| failed("read", name, error))?;
         match found {
+            Some(left) if self.is_left_over(&left) => self.delete(name, left).await.map(|()| None),
             Some(other) if !self.owns(&other) => Err(Error::ReportNotWritten {
                 name: name.to_owned(),
             }),
@@ -266,6 +269,11 @@ impl ConfigMaps<'_> {
             // It is gone, or somebody else's by now.
             return Ok(());
         };
+        self.delete(name, standing).await
+    }
+
+    /// Deletes what was seen, unless it was changed or exchanged since.
+    async fn delete(&self, name: &str, standing: ConfigMap) -> Result<()> {
         let parameters = DeleteParams::default().preconditions(Preconditions {
             resource_version: standing.metadata.resource_version,
             uid: standing.metadata.uid,
@@ -312,6 +320,20 @@ impl ConfigMaps<'_> {
             .unwrap_or_default()
             .iter()
             .any(|owner| owner.uid == self.target.uid)
+    }
+
+    /// Whether it belongs to nobody but a mirror of the same name that came before: two of one name are never there at
+    /// once.
+    fn is_left_over(&self, object: &ConfigMap) -> bool {
+        let Some([owner]) = object.metadata.owner_references.as_deref() else {
+            return false;
+        };
+        let group = owner.api_version.split('/').next();
+        group == Some(&*ImageMirror::group(&()))
+            && owner.kind == ImageMirror::kind(&())
+            && owner.name == self.target.name.name
+            && owner.controller == Some(true)
+            && owner.uid != self.target.uid
     }
 
     /// Name of the part with this number.

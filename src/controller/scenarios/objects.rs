@@ -393,15 +393,32 @@ async fn made_in_two() -> [Value; 2] {
     made
 }
 
-/// Its data is somebody's, also where an earlier mirror of the name made it.
+/// Its data is somebody's.
 #[tokio::test]
 async fn a_config_map_of_somebody_else_is_never_written() {
     let made = made().await;
-    let mut of_another = made.clone();
-    of_another["metadata"]["ownerReferences"][0]["uid"] = json!("uid-0");
-    let mut of_nobody = made;
-    of_nobody["metadata"]["ownerReferences"] = json!([]);
-    for foreign in [of_another, of_nobody] {
+    let of = |owners: Value| {
+        let mut foreign = made.clone();
+        foreign["metadata"]["ownerReferences"] = owners;
+        foreign
+    };
+    let before = owner_before(&made);
+    let but = |field: &str, value: Value| {
+        let mut other = before.clone();
+        other[field] = value;
+        of(json!([other]))
+    };
+    for foreign in [
+        of(json!([])),
+        but("name", json!("other")),
+        but("kind", json!("Deployment")),
+        but("apiVersion", json!("other.io/v1alpha1")),
+        but("controller", json!(false)),
+        // It stays when the mirror goes.
+        of(
+            json!([before, {"apiVersion": "v1", "kind": "Secret", "name": "mirror", "uid": "uid-9"}]),
+        ),
+    ] {
         let kept = keep(1, async |handle| {
             get(handle, "configmaps/mirror-report")
                 .await
@@ -415,6 +432,69 @@ async fn a_config_map_of_somebody_else_is_never_written() {
             "{trouble}"
         );
     }
+}
+
+/// The owner of the report of an earlier mirror of the same name.
+fn owner_before(made: &Value) -> Value {
+    let mut owner = made["metadata"]["ownerReferences"][0].clone();
+    owner["uid"] = json!("uid-0");
+    owner
+}
+
+#[tokio::test]
+async fn what_an_earlier_mirror_of_the_name_left_is_removed_and_made_anew() {
+    let made = made().await;
+    let mut left = made.clone();
+    left["metadata"]["ownerReferences"][0] = owner_before(&made);
+    // The garbage collector may come between.
+    for is_gone in [false, true] {
+        let kept = keep(1, async |handle| {
+            get(handle, "configmaps/mirror-report")
+                .await
+                .answer(200, &left);
+            let delete = Call::next(handle).await;
+            assert_eq!(delete.method, Method::DELETE);
+            assert_eq!(
+                delete.body["preconditions"],
+                json!({"resourceVersion": "7", "uid": "uid-of-the-report"})
+            );
+            if is_gone {
+                delete.refuse(404, "NotFound");
+            } else {
+                delete.answer(200, &left);
+            }
+            let create = Call::next(handle).await;
+            assert_eq!(create.method, Method::POST);
+            assert_eq!(
+                create.body["metadata"]["ownerReferences"],
+                made["metadata"]["ownerReferences"]
+            );
+            create.answer(201, &made);
+        })
+        .await;
+        assert_eq!(
+            (names(&kept), &kept.trouble),
+            (vec!["mirror-report"], &None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_was_exchanged_before_it_could_be_removed_stays() {
+    let mut left = made().await;
+    left["metadata"]["ownerReferences"][0] = owner_before(&left);
+    let kept = keep(1, async |handle| {
+        get(handle, "configmaps/mirror-report")
+            .await
+            .answer(200, &left);
+        Call::next(handle).await.refuse(409, "Conflict");
+    })
+    .await;
+    let trouble = kept.trouble.unwrap();
+    assert!(
+        trouble.contains("delete the ConfigMap mirror-report"),
+        "{trouble}"
+    );
 }
 
 #[tokio::test]

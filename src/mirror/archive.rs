@@ -67,7 +67,7 @@ impl ValidatedArchive {
         let folder = folder.ok_or_else(|| Error::ArchiveFolderMissing {
             path: self.path.clone(),
         })?;
-        let file = folder.open(&self.path, output).await?;
+        let file = folder.open(&self.path).await?;
         let stored = self.read(file, folder, cache, output).await;
         let stored = stored.map_err(|source| Error::Archive {
             path: self.path.clone(),

@@ -8,7 +8,7 @@ use crate::image::{self, Host, ImageName, Reference};
 use super::{ArchiveImage, Error, Result};
 
 /// One image of an archive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Choice {
     /// The one with this name in the archive; `docker.io/library/` may be left out or added.
     Named(ImageName),

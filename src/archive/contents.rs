@@ -197,6 +197,7 @@ impl ArchiveContents {
                     registry: self.origin.clone(),
                     root: root.clone(),
                     children: children.clone(),
+                    pinned: true,
                 };
                 self.cache.store_image(image).await?;
             }

@@ -22,7 +22,7 @@ pub async fn extract<E>(
     cache: &Cache,
     limits: &Limits,
     output: &OutputManager,
-    choose: impl FnOnce(&[ArchiveImage]) -> Result<Chosen, E>,
+    mut choose: impl FnMut(&[ArchiveImage]) -> Result<Chosen, E>,
 ) -> Result<Vec<StoredArchiveImage>, E>
 where
     E: From<Error>,
@@ -32,51 +32,52 @@ where
         None => None,
     };
     let watch = archive.watch();
-    let (images, stored) = match &known {
-        None => {
-            let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
-            let images = contents.images().to_vec();
-            let chosen = choose(&images)?;
-            (images, contents.store(&chosen).await?)
+    if let Some(known) = &known {
+        let images: Vec<ArchiveImage> = known.iter().map(ArchiveImage::from).collect();
+        let short = store_again(cache, &archive, known, &choose(&images)?).await?;
+        if let Some(stored) = short {
+            let place = archive.place();
+            output.detail(format!("{place} did not change since it was extracted"));
+            note(cache, watch, &images, known, &stored).await;
+            return Ok(stored);
         }
-        Some(known) => {
-            let images: Vec<ArchiveImage> = known.iter().map(ArchiveImage::from).collect();
-            let chosen = choose(&images)?;
-            let short = store_again(cache, &archive, known, &chosen).await?;
-            let stored = if let Some(stored) = short {
-                let place = archive.place();
-                output.detail(format!("{place} did not change since it was extracted"));
-                stored
-            } else {
-                read_again(archive, cache, limits, output, &images, &chosen).await?
-            };
-            (images, stored)
-        }
-    };
-    if let Some(watch) = watch.filter(Watch::is_unchanged) {
-        let known = known.unwrap_or_default();
-        remember(cache, &watch.identity, &images, &known, &stored).await;
     }
+    let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
+    let images = contents.images().to_vec();
+    let stored = contents.store(&choose(&images)?).await?;
+    // What the note says of other images counts only while both readings found the same.
+    let known = known
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|known| is_same(&images, known))
+        .collect::<Vec<_>>();
+    note(cache, watch, &images, &known, &stored).await;
     Ok(stored)
 }
 
-/// Reads an archive whose images are known, since the cache has lost something of it.
-async fn read_again(
-    archive: Archive,
+/// Notes what was extracted, unless somebody wrote to the file meanwhile.
+async fn note(
     cache: &Cache,
-    limits: &Limits,
-    output: &OutputManager,
+    watch: Option<Watch>,
     images: &[ArchiveImage],
-    chosen: &Chosen,
-) -> Result<Vec<StoredArchiveImage>> {
-    let place = archive.place();
-    let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
-    if !same_images(contents.images(), images) {
-        return Err(
-            place.invalid("it changed while it was looked at; try again when nobody writes to it")
-        );
+    known: &[ExtractedImage],
+    stored: &[StoredArchiveImage],
+) {
+    if let Some(watch) = watch.filter(Watch::is_unchanged) {
+        remember(cache, &watch.identity, images, known, stored).await;
     }
-    contents.store(chosen).await
+}
+
+/// Whether a reading found the image that a note tells of; the note may know a digest that a reading does not.
+fn is_same(read: &[ArchiveImage], known: &ExtractedImage) -> bool {
+    let known = ArchiveImage::from(known);
+    read.iter().any(|read| {
+        let digest = read.digest.clone().or_else(|| known.digest.clone());
+        ArchiveImage {
+            digest,
+            ..read.clone()
+        } == known
+    })
 }
 
 impl From<&ExtractedImage> for ArchiveImage {
@@ -89,18 +90,6 @@ impl From<&ExtractedImage> for ArchiveImage {
             platforms: image.platforms.clone(),
         }
     }
-}
-
-/// Whether two readings of an archive found the same; the note may know digests that a reading does not.
-fn same_images(read: &[ArchiveImage], known: &[ArchiveImage]) -> bool {
-    read.len() == known.len()
-        && read.iter().zip(known).all(|(read, known)| {
-            let digest = read.digest.clone().or_else(|| known.digest.clone());
-            ArchiveImage {
-                digest,
-                ..read.clone()
-            } == *known
-        })
 }
 
 /// Stores what is chosen from what the cache has; none if it lacks anything.
@@ -132,6 +121,7 @@ async fn store_again(
                 registry: archive.origin(),
                 root: root.clone(),
                 children: children.clone(),
+                pinned: true,
             };
             cache.store_image(image).await?;
         }

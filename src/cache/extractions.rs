@@ -38,6 +38,10 @@ pub struct FileIdentity {
     size: u64,
     modified_seconds: i64,
     modified_nanoseconds: i64,
+    /// When the system last changed anything about it, which nobody can set: another file may have the same times, size
+    /// and, where the first was removed, number.
+    changed_seconds: i64,
+    changed_nanoseconds: i64,
 }
 
 impl FileIdentity {
@@ -54,6 +58,8 @@ impl FileIdentity {
             size: metadata.size(),
             modified_seconds: metadata.mtime(),
             modified_nanoseconds: metadata.mtime_nsec(),
+            changed_seconds: metadata.ctime(),
+            changed_nanoseconds: metadata.ctime_nsec(),
         }
     }
 

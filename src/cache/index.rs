@@ -309,7 +309,8 @@ fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Resul
     Ok(())
 }
 
-/// Builds the entries from what is there. Manifests by digest that no other manifest reaches count as asked for by name.
+/// Builds the entries from what is there. Manifests by digest that no other manifest reaches, and that no tag stands for,
+/// count as asked for by name.
 fn rebuild(layout: &Layout, mut former: Entries) -> Result<Entries> {
     let mut entries = Entries::new();
     let mut children = HashSet::new();
@@ -319,6 +320,10 @@ fn rebuild(layout: &Layout, mut former: Entries) -> Result<Entries> {
             continue;
         };
         let repository = &reference.name.repository;
+        if reference.name.reference.tag().is_some() {
+            let pinned = Reference::Digest(manifest.digest().clone());
+            children.insert(index_key(repository, &pinned));
+        }
         if let Ok(Manifest::Index(index)) = manifest.parse() {
             for child in index.manifests {
                 children.insert(index_key(repository, &Reference::Digest(child.digest)));

@@ -37,6 +37,9 @@ pub struct StoredImage {
     pub root: RawManifest,
     /// Every manifest below an index, at any depth.
     pub children: Vec<RawManifest>,
+    /// Whether the root is kept under its digest as well, for those who go on with exactly this image: the tag may stand
+    /// for another one by then.
+    pub pinned: bool,
 }
 
 impl StoredImage {
@@ -49,6 +52,12 @@ impl StoredImage {
 
     fn manifests(&self) -> impl Iterator<Item = &RawManifest> {
         self.children.iter().chain([&self.root])
+    }
+
+    /// The manifests that are kept by digest, besides the one that the reference names.
+    fn by_digest(&self) -> impl Iterator<Item = &RawManifest> {
+        let pinned = self.pinned && self.reference.digest().is_none();
+        self.children.iter().chain(pinned.then_some(&self.root))
     }
 }
 
@@ -122,7 +131,7 @@ impl Cache {
                 let (_, stored) = find_manifest(&layout, &image.repository, reference)?;
                 Ok(matches!(stored, Stored::Manifest(present) if present == *manifest))
             };
-            for child in &image.children {
+            for child in image.by_digest() {
                 if !is_in_place(&Reference::Digest(child.digest().clone()), child)? {
                     return Ok(false);
                 }
@@ -195,7 +204,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         require_blobs(layout, image, manifest)?;
     }
     let mut changes = Vec::with_capacity(image.children.len() + 1);
-    for child in &image.children {
+    for child in image.by_digest() {
         write_by_digest(layout, &image.repository, child)?;
         let reference = Reference::Digest(child.digest().clone());
         let path = relative_manifest(&image.repository, &reference);
@@ -204,7 +213,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         entry.child = true;
         changes.push(Change::Put(Box::new(entry)));
     }
-    if !image.children.is_empty() {
+    if image.by_digest().next().is_some() {
         sync_folder(&layout.repository(&image.repository))?;
     }
     let path = match &image.reference {

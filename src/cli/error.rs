@@ -206,9 +206,7 @@ impl Error {
         match self {
             Self::Usage(_) => false,
             // Which image of an archive is meant shows only when it is looked into; nothing was kept by then.
-            Self::Transfer(transfer::Error::Extract { source, .. }) => {
-                source.class() != Class::Config
-            }
+            Self::Transfer(transfer::Error::Extract(source)) => source.class() != Class::Config,
             _ => true,
         }
     }

@@ -13,6 +13,7 @@ use crate::{
 use super::{
     ArchiveFolder, Error, Result,
     destination::DEFAULT_HOST,
+    folder::Reading,
     source::SelectedImage,
     validate::{invalid, named},
 };
@@ -57,6 +58,23 @@ impl ValidatedArchive {
         })
     }
 
+    /// The path of the archive below its folder.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The names that images of the archive go by, as far as the spec has them.
+    pub(super) fn names(&self) -> Vec<ImageName> {
+        let names = self.images.iter().filter_map(|wanted| {
+            let known = wanted.known_as.as_ref();
+            known.or(match &wanted.choice {
+                Choice::Named(name) => Some(name),
+                Choice::At(_) => None,
+            })
+        });
+        names.map(hosted).collect()
+    }
+
     /// Brings the chosen images into the cache.
     pub(super) async fn extract(
         &self,
@@ -69,14 +87,11 @@ impl ValidatedArchive {
         })?;
         let file = folder.open(&self.path).await?;
         let stored = self.read(file, folder, cache, output).await;
-        let stored = stored.map_err(|source| Error::Archive {
-            path: self.path.clone(),
-            source,
-        })?;
+        let stored = stored.map_err(Error::Archive)?;
         Ok(stored.into_iter().flat_map(extracted).collect())
     }
 
-    /// Reads the file, unless it was refused before and did not change.
+    /// Reads the file, unless it was refused for the same images before and did not change.
     async fn read(
         &self,
         file: File,
@@ -85,10 +100,17 @@ impl ValidatedArchive {
         output: &OutputManager,
     ) -> Result<Vec<StoredArchiveImage>, Arc<archive::Error>> {
         let archive = Archive::from_file(file, self.path.clone())?;
-        let identity = archive.identity().cloned();
-        let verdict = identity
+        let reading = archive.identity().map(|file| Reading {
+            file: file.clone(),
+            images: self
+                .images
+                .iter()
+                .map(|image| image.choice.clone())
+                .collect(),
+        });
+        let verdict = reading
             .as_ref()
-            .and_then(|file| folder.refused.verdict(file));
+            .and_then(|reading| folder.refused.verdict(reading));
         if let Some(error) = verdict {
             return Err(error);
         }
@@ -96,8 +118,8 @@ impl ValidatedArchive {
         let stored = archive::extract(archive, cache, &Limits::default(), output, choose).await;
         stored.map_err(|error| {
             let error = Arc::new(error);
-            if let Some(file) = identity {
-                folder.refused.note(file, &error);
+            if let Some(reading) = reading {
+                folder.refused.note(reading, &error);
             }
             error
         })
@@ -214,9 +236,8 @@ fn extracted(image: StoredArchiveImage) -> impl Iterator<Item = ExtractedImage> 
     } = image;
     names.into_iter().map(move |cached| ExtractedImage {
         image: SelectedImage {
-            tag: cached.reference.tag().cloned(),
             digest: Some(digest.clone()),
-            cached,
+            ..SelectedImage::named(cached)
         },
         is_new,
     })

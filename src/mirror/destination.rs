@@ -9,6 +9,7 @@ use crate::{
 use super::{
     Error, Result,
     access::ValidatedAccess,
+    plan::place_name,
     source::SelectedImage,
     template::{self, Unfilled},
     validate::invalid,
@@ -32,6 +33,13 @@ pub(super) struct Place {
     pub(super) host: Host,
     pub(super) repository: Repository,
     pub(super) reference: TargetReference,
+}
+
+impl Place {
+    /// Its full name, where it is known before anything is copied.
+    pub(super) fn name(&self) -> Option<String> {
+        place_name(&self.host, self.repository.path(), &self.reference)
+    }
 }
 
 /// Checks the destinations of a spec.

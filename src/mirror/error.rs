@@ -129,14 +129,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The archive is not what it should be, or not what the spec says of it.
-    #[error("{path}")]
-    Archive {
-        /// The archive.
-        path: String,
-        /// What the archive room says.
-        #[source]
-        source: Arc<archive::Error>,
-    },
+    #[error(transparent)]
+    Archive(Arc<archive::Error>),
     /// What an archive holds does not go with the spec.
     #[error(transparent)]
     OfArchive(Box<Self>),
@@ -184,9 +178,7 @@ impl Error {
             | Self::ArchiveUnsettled { .. }
             | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
             Self::OfArchive(error) => error.field(),
-            Self::DestinationConflict { .. } | Self::Archive { .. } | Self::RunTimedOut { .. } => {
-                None
-            }
+            Self::DestinationConflict { .. } | Self::Archive(_) | Self::RunTimedOut { .. } => None,
         }
     }
 }
@@ -212,8 +204,8 @@ impl Classified for Error {
             | Self::ArchiveNotFound { .. } => Class::NotFound,
             // Nothing changes before somebody puts another file there, which may fit the spec.
             Self::ArchivePathRefused { .. } | Self::OfArchive(_) => Class::Archive,
-            Self::Archive { source, .. } if source.class() == Class::Config => Class::Archive,
-            Self::Archive { source, .. } => source.class(),
+            Self::Archive(error) if error.class() == Class::Config => Class::Archive,
+            Self::Archive(error) => error.class(),
             Self::ArchiveFolderMissing { .. } => Class::Policy,
             Self::ArchiveUnreadable { .. } => Class::Storage,
             // Whoever writes it is asked again when it may be over.
@@ -234,7 +226,7 @@ impl Classified for Error {
             Self::InvalidName { .. } => "InvalidSpec",
             Self::SecretUnreadable { .. } => "SecretInvalid",
             Self::AccessInvalid { source, .. } => source.reason(),
-            Self::Archive { source, .. } => source.reason(),
+            Self::Archive(error) => error.reason(),
             Self::OfArchive(error) => error.reason(),
             Self::InvalidSpec { .. }
             | Self::DestinationConflict { .. }

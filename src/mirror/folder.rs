@@ -21,7 +21,7 @@ use rustix::{
 use tokio::time::sleep;
 
 use crate::{
-    archive,
+    archive::{self, Choice},
     cache::FileIdentity,
     error::{Class, Classified},
 };
@@ -44,19 +44,27 @@ pub struct ArchiveFolder {
 
 /// Archives that were read and found bad. Who looks at one again after each interval need not read it again.
 #[derive(Debug, Clone, Default)]
-pub struct RefusedArchives(Arc<Mutex<HashMap<FileIdentity, Arc<archive::Error>>>>);
+pub struct RefusedArchives(Arc<Mutex<HashMap<Reading, Arc<archive::Error>>>>);
+
+/// A file, and the images that were wanted of it: damage to one image is none to the others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Reading {
+    pub(super) file: FileIdentity,
+    /// None: all that have a name.
+    pub(super) images: Vec<Choice>,
+}
 
 impl RefusedArchives {
     /// More bad archives than this are not remembered: reading one again is no harm.
     const LIMIT: usize = 1000;
 
-    /// Why this file was refused, if it was.
-    pub(super) fn verdict(&self, file: &FileIdentity) -> Option<Arc<archive::Error>> {
-        self.0.lock().get(file).cloned()
+    /// Why this reading was refused, if it was.
+    pub(super) fn verdict(&self, reading: &Reading) -> Option<Arc<archive::Error>> {
+        self.0.lock().get(reading).cloned()
     }
 
-    /// Notes why this file is refused, if it is the file that is at fault.
-    pub(super) fn note(&self, file: FileIdentity, error: &Arc<archive::Error>) {
+    /// Notes why this reading is refused, if it is the file that is at fault.
+    pub(super) fn note(&self, reading: Reading, error: &Arc<archive::Error>) {
         if error.class() != Class::Archive {
             return;
         }
@@ -64,7 +72,7 @@ impl RefusedArchives {
         if refused.len() >= Self::LIMIT {
             refused.clear();
         }
-        refused.insert(file, Arc::clone(error));
+        refused.insert(reading, Arc::clone(error));
     }
 }
 

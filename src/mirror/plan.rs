@@ -1,9 +1,12 @@
 //! From images and destinations to the jobs of a run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    fmt,
+};
 
 use crate::{
-    image::{Digest, ImageName},
+    image::{Digest, Host, ImageName, RepositoryPath},
     output::OutputManager,
     transfer::{Destination, ImageJob, Registries, RegistryId, RegistryImage, TargetReference},
 };
@@ -22,8 +25,16 @@ pub(super) struct Plan {
     pub(super) accesses: BTreeMap<RegistryId, RegistryAccess>,
 }
 
-/// The image that templates are tried with before the real ones are known.
-const REHEARSAL: &str = "docker.io/library/rehearsal:latest";
+/// Images that templates are tried with before the real ones are known; they have nothing in common.
+const REHEARSALS: [&str; 2] = ["docker.io/library/one:1", "rehearsal.example/other/two:2"];
+
+fn rehearsals() -> impl Iterator<Item = SelectedImage> {
+    let names = REHEARSALS.iter().filter_map(|name| name.parse().ok());
+    names.map(|name: ImageName| SelectedImage {
+        digest: Some(Digest::of(name.to_string().as_bytes())),
+        ..SelectedImage::named(name)
+    })
+}
 
 impl Plan {
     /// Sends each image to each destination. `source` is how the images' own registry is reached, if they come from one.
@@ -43,6 +54,7 @@ impl Plan {
         for image in images {
             let mut job = ImageJob {
                 cached: image.cached.clone(),
+                pinned: image.digest.clone().filter(|_| source.is_none()),
                 source: source.and_then(|access| plan.source(image, access)),
                 destinations: Vec::with_capacity(destinations.len()),
             };
@@ -58,18 +70,39 @@ impl Plan {
 
     /// Fills the templates in for an image that does not exist, so that a wrong one shows before an archive is read.
     pub(super) fn rehearse(destinations: &[ValidatedDestination]) -> Result<()> {
-        let Ok(cached) = REHEARSAL.parse::<ImageName>() else {
-            return Ok(());
-        };
-        let image = SelectedImage {
-            tag: cached.reference.tag().cloned(),
-            digest: Some(Digest::of(REHEARSAL.as_bytes())),
-            cached,
-        };
-        for destination in destinations {
-            destination.place(&image)?;
+        for image in rehearsals() {
+            for destination in destinations {
+                destination.place(&image)?;
+            }
         }
         Ok(())
+    }
+
+    /// The places that an archive is sent to, as far as they are known before it is read: those of images that the spec
+    /// names, and those whose templates give one name for every image.
+    pub(super) fn expected_places(
+        named: &[ImageName],
+        destinations: &[ValidatedDestination],
+    ) -> BTreeSet<String> {
+        let place = |destination: &ValidatedDestination, image: &SelectedImage| {
+            let place = destination.place(image).ok()?;
+            place.name()
+        };
+        let named = named.iter().flat_map(|name| {
+            let image = SelectedImage::named(name.clone());
+            let places = destinations
+                .iter()
+                .filter_map(move |destination| place(destination, &image));
+            places.collect::<Vec<_>>()
+        });
+        let fixed = destinations.iter().filter_map(|destination| {
+            let mut places = rehearsals().map(|image| place(destination, &image));
+            let first = places.next()??;
+            places
+                .all(|other| other.as_ref() == Some(&first))
+                .then_some(first)
+        });
+        named.chain(fixed).collect()
     }
 
     /// The clients of the jobs.
@@ -92,12 +125,8 @@ impl Plan {
             let digest = job.cached.reference.digest();
             let written = digest.map_or_else(|| job.cached.to_string(), ToString::to_string);
             job.destinations.iter().filter_map(move |destination| {
-                let TargetReference::Known(reference) = &destination.reference else {
-                    return None;
-                };
-                let host = self.accesses.get(&destination.registry)?.host.as_str();
-                let (host, repository) = (host.to_ascii_lowercase(), &destination.repository);
-                let target = format!("{host}/{repository}:{reference}");
+                let host = &self.accesses.get(&destination.registry)?.host;
+                let target = place_name(host, &destination.repository, &destination.reference)?;
                 Some((target, written.clone()))
             })
         })
@@ -146,8 +175,45 @@ impl Plan {
     }
 }
 
-/// Who writes a place: a destination's name and what it writes there.
-type Writer = (String, String);
+/// The full name of a place, where it is known before anything is copied.
+pub(super) fn place_name(
+    host: &Host,
+    repository: &RepositoryPath,
+    reference: &TargetReference,
+) -> Option<String> {
+    let TargetReference::Known(reference) = reference else {
+        return None;
+    };
+    let host = host.as_str().to_ascii_lowercase();
+    Some(format!("{host}/{repository}:{reference}"))
+}
+
+/// Who writes a place.
+struct Writer {
+    /// The destination's name.
+    destination: String,
+    /// What it writes there: the digest where it is known, else the image's name.
+    written: String,
+    /// The image's name.
+    image: String,
+}
+
+impl Writer {
+    /// Whether both do the same: one image that was selected twice.
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.destination, &self.written) == (&other.destination, &other.written)
+    }
+}
+
+impl fmt::Display for Writer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "destination {} with {}",
+            self.destination, self.image
+        )
+    }
+}
 
 /// Two images for one place would overwrite each other on every run.
 fn refuse_conflict(
@@ -172,13 +238,22 @@ fn refuse_conflict(
         // Not known yet, but another one for each image.
         target = format!("{target} of {written}");
     }
-    let writer = (destination.to_owned(), written);
-    match writers.insert(target.clone(), writer.clone()) {
-        Some(first) if first != writer => Err(Error::DestinationConflict {
-            target,
-            first: format!("destination {} with {}", first.0, first.1),
-            second: format!("destination {destination} with {cached}"),
-        }),
-        _ => Ok(()),
+    let writer = Writer {
+        destination: destination.to_owned(),
+        written,
+        image: cached.to_string(),
+    };
+    match writers.entry(target) {
+        Entry::Occupied(place) if !place.get().is_same(&writer) => {
+            Err(Error::DestinationConflict {
+                target: place.key().clone(),
+                first: place.get().to_string(),
+                second: writer.to_string(),
+            })
+        }
+        place => {
+            place.or_insert(writer);
+            Ok(())
+        }
     }
 }

@@ -25,6 +25,17 @@ pub(super) struct SelectedImage {
     pub(super) digest: Option<Digest>,
 }
 
+impl SelectedImage {
+    /// The image that goes by this name.
+    pub(super) fn named(cached: ImageName) -> Self {
+        Self {
+            tag: cached.reference.tag().cloned(),
+            digest: cached.reference.digest().cloned(),
+            cached,
+        }
+    }
+}
+
 /// A source that can be read, as far as the spec can tell.
 #[derive(Debug, Clone)]
 pub(super) enum ValidatedSource {
@@ -135,15 +146,8 @@ fn selected(registry: &RegistrySource, repository: &Repository) -> Result<Vec<Se
 /// The image under `reference`. In the cache it lies under what selected it: a pinned digest and the tag of the same name
 /// are two images.
 fn image(repository: &Repository, reference: Reference) -> SelectedImage {
-    SelectedImage {
-        tag: match &reference {
-            Reference::Tag(tag) => Some(tag.clone()),
-            Reference::Digest(_) => None,
-        },
-        digest: reference.digest().cloned(),
-        cached: ImageName {
-            repository: repository.clone(),
-            reference,
-        },
-    }
+    SelectedImage::named(ImageName {
+        repository: repository.clone(),
+        reference,
+    })
 }

@@ -153,11 +153,20 @@ impl ValidatedMirror {
     }
 
     /// Every place that is known to be written, as its full name, with what is written there: two mirrors that write
-    /// different things to one place undo each other's work. Those of an archive show when it is read.
+    /// different things to one place undo each other's work. What an archive holds shows only when it is read; its places
+    /// are those that the spec tells without.
     pub fn targets(&self) -> Vec<(String, String)> {
         match &self.work {
             Work::Copy(plan) => plan.targets().collect(),
-            Work::Extract { .. } => Vec::new(),
+            Work::Extract {
+                archive,
+                destinations,
+            } => {
+                let places = Plan::expected_places(&archive.names(), destinations);
+                let written = format!("archive {}", archive.path());
+                let targets = places.into_iter().map(|place| (place, written.clone()));
+                targets.collect()
+            }
         }
     }
 

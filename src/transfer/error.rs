@@ -103,14 +103,8 @@ pub enum Error {
         digest: Digest,
     },
     /// An archive was not extracted.
-    #[error("could not extract {archive}")]
-    Extract {
-        /// The archive.
-        archive: String,
-        /// What the archive room says.
-        #[source]
-        source: archive::Error,
-    },
+    #[error(transparent)]
+    Extract(#[from] archive::Error),
     /// The run's time was over before the image was through.
     #[error("{image} was not copied within the timeout of {} s: what is there stays, another run goes on from it", .timeout.as_secs())]
     RunTimedOut {
@@ -144,7 +138,7 @@ impl Classified for Error {
             Self::Pull { source, .. } | Self::Push { source, .. } => source.class(),
             Self::Cache { source, .. } => source.class(),
             Self::Manifest { source, .. } => source.class(),
-            Self::Extract { source, .. } => source.class(),
+            Self::Extract(source) => source.class(),
             Self::IndexTooDeep { .. } | Self::IndexTooLarge { .. } => Class::Policy,
             // As with a slow network, another attempt may get through.
             Self::RunTimedOut { .. } => Class::Network,
@@ -159,7 +153,7 @@ impl Classified for Error {
             Self::Pull { source, .. } | Self::Push { source, .. } => source.reason(),
             Self::Cache { source, .. } => source.reason(),
             Self::Manifest { source, .. } => source.reason(),
-            Self::Extract { source, .. } => source.reason(),
+            Self::Extract(source) => source.reason(),
             Self::IndexTooDeep { .. }
             | Self::IndexTooLarge { .. }
             | Self::CachedImageUnknown { .. }

@@ -3,7 +3,7 @@
 use crate::{
     archive::{Choice, StoredArchiveImage},
     cache::Cache,
-    image::{ImageName, Reference, Repository, RepositoryPath},
+    image::{Digest, ImageName, Reference, Repository, RepositoryPath},
     output::OutputManager,
     registry::RegistryClient,
 };
@@ -102,10 +102,13 @@ impl ImageManager {
                 repository,
                 reference,
             } => {
-                let cached = self
+                let (cached, digest) = self
                     .extract_one(tar, image.as_ref(), repository, reference)
                     .await?;
-                push_job(cached, repository.path(), reference)
+                ImageJob {
+                    pinned: Some(digest),
+                    ..push_job(cached, repository.path(), reference)
+                }
             }
             OperationMode::PushFromCacheUsingManifest {
                 source,
@@ -125,22 +128,19 @@ impl ImageManager {
     }
 
     async fn extract(&mut self, tar: &Tar, images: &TarImages) -> Result<()> {
-        let extracted = tar.extract(images, &self.cache, &self.output).await;
-        self.extracted = extracted.map_err(|source| Error::Extract {
-            archive: tar.name(),
-            source,
-        })?;
+        self.extracted = tar.extract(images, &self.cache, &self.output).await?;
         Ok(())
     }
 
-    /// Extracts the image that is to be pushed, and tells its name in the cache: its own, or that of the destination.
+    /// Extracts the image that is to be pushed, and tells its digest and its name in the cache: its own, or that of the
+    /// destination.
     async fn extract_one(
         &mut self,
         tar: &Tar,
         image: Option<&Choice>,
         repository: &Repository,
         reference: &Reference,
-    ) -> Result<ImageName> {
+    ) -> Result<(ImageName, Digest)> {
         let fallback = ImageName {
             repository: repository.clone(),
             reference: reference.clone(),
@@ -150,8 +150,12 @@ impl ImageManager {
             fallback: fallback.clone(),
         };
         self.extract(tar, &images).await?;
-        let names = self.extracted.iter().flat_map(|image| &image.names);
-        Ok(names.into_iter().next().cloned().unwrap_or(fallback))
+        let extracted = self.extracted.first();
+        let extracted = extracted.ok_or_else(|| Error::CachedImageUnknown {
+            image: fallback.clone(),
+        })?;
+        let name = extracted.names.first().cloned().unwrap_or(fallback);
+        Ok((name, extracted.digest.clone()))
     }
 
     async fn copy(&self, job: ImageJob, client: RegistryClient) -> Result<()> {
@@ -179,6 +183,7 @@ fn pull_job(repository: &Repository, reference: &Reference) -> ImageJob {
             repository: repository.clone(),
             reference: reference.clone(),
         },
+        pinned: None,
         source: Some(RegistryImage {
             registry: RegistryId(REGISTRY.to_owned()),
             repository: repository.path().clone(),
@@ -192,6 +197,7 @@ fn pull_job(repository: &Repository, reference: &Reference) -> ImageJob {
 fn push_job(cached: ImageName, repository: &RepositoryPath, reference: &Reference) -> ImageJob {
     ImageJob {
         cached,
+        pinned: None,
         source: None,
         destinations: vec![Destination {
             name: "default".to_owned(),

@@ -124,6 +124,8 @@ pub fn digest_tag(digest: &Digest) -> Tag {
 pub struct ImageJob {
     /// The name under which the image lies in the cache.
     pub cached: ImageName,
+    /// The digest that is meant by an image of the cache, where it is known: the name may stand for another one by now.
+    pub pinned: Option<Digest>,
     /// Where it comes from; `None` when it lies in the cache already.
     pub source: Option<RegistryImage>,
     /// Where it goes; none means that it only fills the cache.
@@ -172,6 +174,7 @@ mod tests {
     fn a_job_survives_being_written_down() {
         let job = ImageJob {
             cached: "registry.example:5000/team/app:1.0".parse().unwrap(),
+            pinned: None,
             source: Some(RegistryImage {
                 registry: RegistryId("source".into()),
                 repository: "team/app".parse().unwrap(),

@@ -93,6 +93,7 @@ impl Pull<'_> {
             registry: self.client.address().to_owned(),
             root: tree.root.clone(),
             children: tree.children.clone(),
+            pinned: false,
         };
         self.run
             .cache

@@ -8,7 +8,7 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     cache::{Cache, StoreGuard},
-    image::{Digest, ImageName, Reference, RepositoryPath},
+    image::{Digest, Reference, RepositoryPath},
     output::OutputManager,
     registry::RegistryClient,
 };
@@ -246,7 +246,7 @@ impl Run {
     }
 
     async fn copy_from_cache(&self, job: &ImageJob) -> Copied {
-        let tree = match self.cached_tree(&job.cached).await {
+        let tree = match self.cached_tree(job).await {
             Ok(tree) => tree,
             Err(error) => return Copied::not_fetched(None, error),
         };
@@ -256,7 +256,8 @@ impl Run {
     }
 
     /// Reads an image with everything below it from the cache.
-    async fn cached_tree(&self, image: &ImageName) -> Result<ImageTree> {
+    async fn cached_tree(&self, job: &ImageJob) -> Result<ImageTree> {
+        let image = &job.cached;
         let read = async |reference: Reference| {
             let manifest = self.cache.manifest(&image.repository, &reference).await;
             manifest.map_err(|source| Error::Cache {
@@ -264,7 +265,8 @@ impl Run {
                 source,
             })
         };
-        let root = read(image.reference.clone()).await?;
+        let pinned = job.pinned.clone().map(Reference::Digest);
+        let root = read(pinned.unwrap_or_else(|| image.reference.clone())).await?;
         let root = root.ok_or_else(|| Error::CachedImageUnknown {
             image: image.clone(),
         })?;

@@ -1,8 +1,10 @@
 //! Archives on the command line: `extract`, and `push` with a tar as its source.
 
-use std::path::{Path, PathBuf};
-
-use serde_json::Value;
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::commands::{push, with};
 use crate::support::{
@@ -191,35 +193,86 @@ fn compressed_archives_and_pipes_give_the_same_digest() -> Result<()> {
 }
 
 #[test]
-fn an_archive_that_did_not_change_is_not_read_again() -> Result<()> {
+fn an_archive_that_did_not_change_is_not_read_again_and_another_of_its_looks_is() -> Result<()> {
+    const SHORT: &str = "did not change since it was extracted";
     let registry = Registry::open()?;
     let sandbox = Sandbox::new()?;
     let (_, file) = docker_archive(&sandbox, "team/app:1.0")?;
-    let command = push(text(&file), "team/app", "1", registry.address());
-    let command = with(&command, &["--output", "json"]);
-    let first = sandbox.run(&command)?.expect_code(0)?;
-    // Same size, same time, other bytes: who reads it again notices.
-    let metadata = std::fs::metadata(&file).context("no archive")?;
-    let open = std::fs::File::options().write(true).open(&file);
-    let open = open.context("no archive")?;
-    std::os::unix::fs::FileExt::write_all_at(&open, &[0; 512], 0).context("no archive")?;
-    open.set_modified(metadata.modified().context("no time")?)
-        .context("no time")?;
-    let again = sandbox.run(&command)?.expect_code(0)?;
-    let digest = |text: &str| -> Value {
-        let lines = text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok());
-        let mut values = lines.filter_map(|line: Value| line.get("digest").cloned());
-        values.next_back().unwrap_or_default()
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_hours(1);
+    let date = |file: &Path| {
+        let file = File::options().append(true).open(file);
+        let dated = file.and_then(|file| file.set_modified(old));
+        dated.context("could not date an archive")
     };
-    assert!(digest(&first.stdout).is_string(), "{}", first.stdout);
-    assert_eq!(digest(&first.stdout), digest(&again.stdout));
-    // Touched, it is read.
-    open.set_modified(std::time::SystemTime::now())
-        .context("no time")?;
-    let refused = sandbox.run(&command)?.expect_code(1)?;
-    assert!(refused.stderr.contains("docker save"), "{}", refused.stderr);
+    date(&file)?;
+    let command = push(text(&file), "team/app", "1", registry.address());
+    let command = with(&command, &["-v"]);
+    let first = sandbox.run(&command)?.expect_code(0)?;
+    assert!(!first.stderr.contains(SHORT), "{}", first.stderr);
+    let again = sandbox.run(&command)?.expect_code(0)?;
+    assert!(again.stderr.contains(SHORT), "{}", again.stderr);
+    // Another image of the same size and time in its place, perhaps with its inode number: as builds with set times do.
+    let digest = skopeo::digest(registry.access(), "team/app:1")?;
+    std::fs::remove_file(&file).context("could not remove an archive")?;
+    docker_archive(&sandbox, "team/app:1.0")?;
+    date(&file)?;
+    let other = sandbox.run(&command)?.expect_code(0)?;
+    assert!(!other.stderr.contains(SHORT), "{}", other.stderr);
+    assert_ne!(skopeo::digest(registry.access(), "team/app:1")?, digest);
+    Ok(())
+}
+
+#[test]
+fn images_of_one_name_in_two_archives_go_where_each_belongs() -> Result<()> {
+    let registry = Registry::open()?;
+    let sandbox = Sandbox::new()?;
+    let mut mirrors = String::new();
+    for name in ["one", "two", "three"] {
+        let image = Image::builder().layers(2, 300_000).build()?;
+        let file = sandbox.path().join(format!("{name}.tar"));
+        image.save_docker_archive(&file, "team/app:latest")?;
+        sandbox
+            .run(&with(
+                &push(text(&file), "expected", name, registry.address()),
+                &["--cache-dir", name],
+            ))?
+            .expect_code(0)?;
+        mirrors += &format!(
+            "---\napiVersion: imagepusher.io/v1alpha1\nkind: ImageMirror\nmetadata: {{name: {name}}}\n\
+             spec:\n  source: {{archive: {{path: {name}.tar}}}}\n  destinations:\n  - repository: {}/arrived\n    \
+             tag: {name}\n    insecure: true\n",
+            registry.access().address
+        );
+    }
+    let file = sandbox.file("mirrors.yaml", mirrors)?;
+    sandbox.run(&["sync", "-f", text(&file)])?.expect_code(0)?;
+    for name in ["one", "two", "three"] {
+        assert_eq!(
+            skopeo::digest(registry.access(), &format!("arrived:{name}"))?,
+            skopeo::digest(registry.access(), &format!("expected:{name}"))?,
+            "{name}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn two_archives_for_one_place_are_refused_before_anything_is_read() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let mirror = |name: &str| {
+        format!(
+            "---\napiVersion: imagepusher.io/v1alpha1\nkind: ImageMirror\nmetadata: {{name: {name}}}\n\
+             spec:\n  source: {{archive: {{path: {name}.tar}}}}\n  destinations:\n  \
+             - {{repository: registry.example/app, tag: v1}}\n"
+        )
+    };
+    let file = sandbox.file("mirrors.yaml", mirror("one") + &mirror("two"))?;
+    let refused = sandbox.run(&["sync", "-f", text(&file)])?.expect_code(2)?;
+    assert!(
+        refused.stderr.contains("registry.example/app:v1"),
+        "{}",
+        refused.stderr
+    );
     Ok(())
 }
 

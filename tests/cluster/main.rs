@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod examples;
 mod image;
 mod manifests;
 mod pods;

@@ -23,7 +23,8 @@ fn base() -> PathBuf {
     project().join("deploy/kustomize/base")
 }
 
-async fn control_plane() -> Result<&'static ControlPlane> {
+/// The control plane with the shipped manifests, and the namespace that overlays and examples are for.
+pub(crate) async fn control_plane() -> Result<&'static ControlPlane> {
     let control_plane = ControlPlane::shared().await?;
     let installed = INSTALLED
         .get_or_init(|| async {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::json;
 
+use crate::examples::Scene;
 use crate::support::cluster::{Cluster, OPERATOR};
 use crate::support::faults::{Action, Rule};
 use crate::support::images::Image;
-use crate::support::process::poll;
+use crate::support::process::{poll, temporary_folder};
 use crate::support::registry::{Access, Registry};
 use crate::support::{Context, Result, skopeo};
 
@@ -202,6 +203,36 @@ async fn the_job_of_the_examples_puts_whole_archives_where_the_operator_reads_th
     let read = std::fs::read(folder.join("app.tar")).context("could not read the archive")?;
     assert!(read == content, "other bytes arrived");
     Ok(())
+}
+
+/// The four modes of the engine, as four resources.
+#[tokio::test]
+async fn the_pod_carries_out_the_examples() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let namespace = cluster.kubernetes().namespace("examples")?;
+    let scene = Scene::set(&cluster.registry())?;
+    let folder = temporary_folder("archive")?;
+    let file = folder.path().join("app.tar");
+    scene.archive(&file)?;
+    let archive = std::fs::read(&file).context("no archive")?;
+    cluster.put_archive(&namespace, "app.tar", &archive)?;
+    let apply = |name: &str| cluster.apply(&scene.example(name, &namespace)?);
+    apply("archive-into-cache.yaml")?;
+    apply("archive-to-registry.yaml")?;
+    apply("pull-into-cache.yaml")?;
+    cluster.wait_ready(&namespace, "nginx-cached")?;
+    apply("cache-to-registry.yaml")?;
+    cluster.wait_ready(&namespace, "nginx-from-cache")?;
+    scene.assert_pushed_from_cache()?;
+
+    let extracted = cluster.wait_ready(&namespace, "app-extracted")?;
+    cluster.wait_ready(&namespace, "app-from-archive")?;
+    let digest = scene.assert_pushed_from_archive()?;
+    assert_eq!(extracted["status"]["images"][0]["digest"], digest);
+
+    apply("registry-to-registry.yaml")?;
+    cluster.wait_ready(&namespace, "nginx")?;
+    scene.assert_both_have_all()
 }
 
 /// Processes whose command line names this folder: all parts of a cluster have it among their arguments. So has the guard,

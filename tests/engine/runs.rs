@@ -73,6 +73,7 @@ impl Bed {
     fn jobs(&self) -> Vec<ImageJob> {
         let job = |number: usize| ImageJob {
             cached: format!("source.example/team/app:{number}").parse().unwrap(),
+            pinned: None,
             source: Some(RegistryImage {
                 registry: RegistryId("source".into()),
                 repository: "team/app".parse().unwrap(),

@@ -10,6 +10,7 @@
 mod support;
 
 mod access;
+mod archives;
 mod bed;
 mod copies;
 mod crd;
@@ -17,6 +18,8 @@ mod edits;
 mod events;
 mod files;
 mod malformed;
+mod network;
+mod parity;
 mod refusals;
 mod reports;
 mod requests;

@@ -155,6 +155,12 @@ impl Registry {
             .join("data")
     }
 
+    /// Throws everything away that it holds, so that it is as new, at the same address. It keeps nothing in memory.
+    pub fn empty(&self) -> Result<()> {
+        let data = self.process.folder().join("data");
+        std::fs::remove_dir_all(data).context("could not empty a registry")
+    }
+
     /// All requests so far, in the order in which they were answered.
     pub fn requests(&self) -> Vec<LoggedRequest> {
         // A line is written just after the client got its answer: look again until nothing more comes.

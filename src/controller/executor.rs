@@ -100,7 +100,7 @@ impl Caches {
 
 impl Engine for Executor {
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
-        let mirror = mirror::validate(spec).map_err(|error| Failure::of(&error))?;
+        let mirror = mirror::validate(spec).map_err(|error| Failure::from(&error))?;
         Ok(Box::new(Judged {
             mirror,
             caches: Arc::clone(&self.caches),
@@ -154,9 +154,9 @@ impl Prepared for Judged {
             let cache = cache?.with_output(output.clone());
             let request = mirror
                 .into_request(given, &output)
-                .map_err(|error| Failure::of(&error))?;
+                .map_err(|error| Failure::from(&error))?;
             let report = request.run(&cache).await;
-            report.map_err(|error| Failure::of(&error))
+            report.map_err(|error| Failure::from(&error))
         })
     }
 }

@@ -1,8 +1,11 @@
 //! The whole report of a run, in ConfigMaps of the mirror's namespace that the mirror owns, so that they go with it.
 //!
-//! The first of them is written last and carries the hash of the whole: where that hash stands already, nothing is written.
-//! A ConfigMap that the mirror does not own is never touched, whatever its name: its data is somebody's. Every write
-//! names the version it was decided on, so that none is taken over that was exchanged meanwhile.
+//! The first of them is written last and carries the hash of the whole, so a reader can tell whether the parts belong
+//! together. What stands already is compared with what it should be, and written only where it differs.
+//! A ConfigMap that the mirror does not own is never touched, whatever its name: its data is somebody's. The only
+//! exception is what a mirror of the same name left that is gone: the garbage collector is on its way to it, and may come
+//! after the new mirror's only run. Every write names the version it was decided on, so that none is taken over that was
+//! exchanged meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -189,37 +192,36 @@ impl ConfigMaps<'_> {
     async fn put(&self, texts: &[String]) -> Result<Vec<ReportReference>> {
         let digest = Digest::of(texts.concat().as_bytes()).to_string();
         let first = self.look(&self.name(0)).await?;
-        if annotation(first.as_ref(), REPORT_DIGEST) != Some(&digest) {
-            let before = annotation(first.as_ref(), REPORT_PARTS);
-            let before = before.map_or(0, |count| count.parse().unwrap_or(MAX_PARTS));
-            for (number, text) in texts.iter().enumerate().skip(1) {
-                let name = self.name(number);
-                let standing = self.look(&name).await?;
-                self.write(&name, standing, text, BTreeMap::new()).await?;
-            }
-            for number in texts.len()..before.min(MAX_PARTS) {
-                self.remove(&self.name(number)).await?;
-            }
-            let annotations = BTreeMap::from([
-                (REPORT_DIGEST.to_owned(), digest),
-                (REPORT_PARTS.to_owned(), texts.len().to_string()),
-            ]);
-            let text = texts.first().map_or("", String::as_str);
-            self.write(&self.name(0), first, text, annotations).await?;
+        let before = annotation(first.as_ref(), REPORT_PARTS);
+        let before = before.map_or(0, |count| count.parse().unwrap_or(MAX_PARTS));
+        for (number, text) in texts.iter().enumerate().skip(1) {
+            let name = self.name(number);
+            let standing = self.look(&name).await?;
+            self.write(&name, standing, text, BTreeMap::new()).await?;
         }
+        for number in texts.len()..before.min(MAX_PARTS) {
+            self.remove(&self.name(number)).await?;
+        }
+        let annotations = BTreeMap::from([
+            (REPORT_DIGEST.to_owned(), digest),
+            (REPORT_PARTS.to_owned(), texts.len().to_string()),
+        ]);
+        let text = texts.first().map_or("", String::as_str);
+        self.write(&self.name(0), first, text, annotations).await?;
         let names = (0..texts.len()).map(|number| self.name(number));
         Ok(names.map(|name| ReportReference { name }).collect())
     }
 
-    /// The ConfigMap of this name, if there is one.
+    /// The ConfigMap of this name, if there is one. One that an earlier mirror of the name left is removed.
     ///
     /// # Errors
-    /// [`Error::ReportNotWritten`] when it is not the mirror's.
+    /// [`Error::ReportNotWritten`] when it is somebody else's.
     async fn look(&self, name: &str) -> Result<Option<ConfigMap>> {
         let found = within(CALL_LIMIT, self.api.get_opt(name))
             .await
             .map_err(|error| failed("read", name, error))?;
         match found {
+            Some(left) if self.is_left_over(&left) => self.delete(name, left).await.map(|()| None),
             Some(other) if !self.owns(&other) => Err(Error::ReportNotWritten {
                 name: name.to_owned(),
             }),
@@ -244,8 +246,7 @@ impl ConfigMaps<'_> {
                 .map(drop)
                 .map_err(|error| failed("create", name, error));
         };
-        let data = standing.data.unwrap_or_default();
-        if annotations.is_empty() && data.get(KEY).is_some_and(|old| old == text) {
+        if holds(&standing, text, &annotations) {
             return Ok(());
         }
         let patch = Patch::Merge(json!({
@@ -268,6 +269,11 @@ impl ConfigMaps<'_> {
             // It is gone, or somebody else's by now.
             return Ok(());
         };
+        self.delete(name, standing).await
+    }
+
+    /// Deletes what was seen, unless it was changed or exchanged since.
+    async fn delete(&self, name: &str, standing: ConfigMap) -> Result<()> {
         let parameters = DeleteParams::default().preconditions(Preconditions {
             resource_version: standing.metadata.resource_version,
             uid: standing.metadata.uid,
@@ -316,6 +322,20 @@ impl ConfigMaps<'_> {
             .any(|owner| owner.uid == self.target.uid)
     }
 
+    /// Whether it belongs to nobody but a mirror of the same name that came before: two of one name are never there at
+    /// once.
+    fn is_left_over(&self, object: &ConfigMap) -> bool {
+        let Some([owner]) = object.metadata.owner_references.as_deref() else {
+            return false;
+        };
+        let group = owner.api_version.split('/').next();
+        group == Some(&*ImageMirror::group(&()))
+            && owner.kind == ImageMirror::kind(&())
+            && owner.name == self.target.name.name
+            && owner.controller == Some(true)
+            && owner.uid != self.target.uid
+    }
+
     /// Name of the part with this number.
     fn name(&self, number: usize) -> String {
         part_name(&self.target.name.name, number)
@@ -346,6 +366,16 @@ fn part_name(mirror: &str, number: usize) -> String {
 
 fn annotation<'a>(object: Option<&'a ConfigMap>, name: &str) -> Option<&'a String> {
     object?.metadata.annotations.as_ref()?.get(name)
+}
+
+/// Whether a part is as wanted.
+fn holds(standing: &ConfigMap, text: &str, annotations: &BTreeMap<String, String>) -> bool {
+    let data = standing.data.as_ref();
+    data.and_then(|data| data.get(KEY))
+        .is_some_and(|old| old == text)
+        && annotations
+            .iter()
+            .all(|(name, value)| annotation(Some(standing), name) == Some(value))
 }
 
 fn failed(verb: &str, name: &str, error: CallError) -> Error {

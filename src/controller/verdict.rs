@@ -87,8 +87,12 @@ pub(super) fn judge(outcome: &RunOutcome, destinations: &[String], failed_before
                 Recovery::SpecChange => (failure.reason, after_final(failure.class)),
                 Recovery::Outside => (failure.reason, Next::Outside),
                 Recovery::Time => {
-                    let asked = failure.retry_after.unwrap_or_default();
-                    (PROGRESSING_WITH_RETRY, Next::backoff(failures, asked))
+                    // A known time needs no growing pauses.
+                    let next = failure.retry_after.map_or_else(
+                        || Next::backoff(failures, Duration::ZERO),
+                        |asked| Next::backoff(0, asked),
+                    );
+                    (PROGRESSING_WITH_RETRY, next)
                 }
             };
             Verdict {
@@ -433,8 +437,24 @@ mod tests {
         assert_eq!(verdict.next, Next::backoff(1, Duration::from_hours(1)));
         let expected = "2 of 2 images failed, to be tried again after a pause of 3600 s as the registry asked: ";
         assert!(verdict.message.starts_with(expected), "{}", verdict.message);
-        let refused = judge(&RunOutcome::Refused(asked(3600)), &names(), 0);
-        assert_eq!(refused.next, Next::backoff(1, Duration::from_hours(1)));
+    }
+
+    /// As of an archive that somebody is still writing, which is no failure.
+    #[test]
+    fn a_run_that_could_not_begin_yet_is_tried_again_when_it_said() {
+        let refused = Failure {
+            retry_after: Some(Duration::from_secs(7)),
+            ..fixtures::failure(Class::RateLimited)
+        };
+        let verdict = judge(&RunOutcome::Refused(refused), &names(), 5);
+        assert_eq!(
+            (verdict.reason, verdict.next, verdict.is_stalled()),
+            (
+                "ProgressingWithRetry",
+                Next::backoff(0, Duration::from_secs(7)),
+                false
+            )
+        );
     }
 
     #[test]

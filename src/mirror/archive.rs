@@ -85,7 +85,7 @@ impl ValidatedArchive {
         let folder = folder.ok_or_else(|| Error::ArchiveFolderMissing {
             path: self.path.clone(),
         })?;
-        let file = folder.open(&self.path, output).await?;
+        let file = folder.open(&self.path).await?;
         let stored = self.read(file, folder, cache, output).await;
         let stored = stored.map_err(Error::Archive)?;
         Ok(stored.into_iter().flat_map(extracted).collect())

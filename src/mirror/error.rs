@@ -6,6 +6,7 @@ use crate::{
     archive,
     error::{Class, Classified},
     image, registry,
+    transfer::Failure,
 };
 
 /// The room's result.
@@ -105,6 +106,19 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// Somebody is still writing the archive.
+    #[error(
+        "the archive {path} was written to just now: it is read once it stood still for {} s, nothing else is needed",
+        .settle.as_secs()
+    )]
+    ArchiveUnsettled {
+        /// The archive.
+        path: String,
+        /// How long it must stand still.
+        settle: Duration,
+        /// How much of that is left if nobody writes to it.
+        rest: Duration,
+    },
     /// The archive cannot be opened.
     #[error("the archive {path} cannot be read")]
     ArchiveUnreadable {
@@ -138,6 +152,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// How long to wait before another run, where that is known.
+    pub const fn retry_after(&self) -> Option<Duration> {
+        if let Self::ArchiveUnsettled { rest, .. } = self {
+            Some(*rest)
+        } else {
+            None
+        }
+    }
+
     /// Path of the field that is to blame, where one is.
     #[deny(clippy::wildcard_enum_match_arm)]
     pub fn field(&self) -> Option<&str> {
@@ -152,9 +175,19 @@ impl Error {
             Self::ArchiveFolderMissing { .. }
             | Self::ArchiveNotFound { .. }
             | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnsettled { .. }
             | Self::ArchiveUnreadable { .. } => Some("spec.source.archive.path"),
             Self::OfArchive(error) => error.field(),
             Self::DestinationConflict { .. } | Self::Archive(_) | Self::RunTimedOut { .. } => None,
+        }
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        Self {
+            retry_after: error.retry_after(),
+            ..Self::of(error)
         }
     }
 }
@@ -175,6 +208,8 @@ impl Classified for Error {
             Self::Archive(error) => error.class(),
             Self::ArchiveFolderMissing { .. } => Class::Policy,
             Self::ArchiveUnreadable { .. } => Class::Storage,
+            // Whoever writes it is asked again when it may be over.
+            Self::ArchiveUnsettled { .. } => Class::RateLimited,
             // Another run goes on where this one stopped.
             Self::RunTimedOut { .. } => Class::Network,
             // The cure lies in the Secret, outside the spec.
@@ -201,6 +236,7 @@ impl Classified for Error {
             | Self::ArchiveFolderMissing { .. }
             | Self::ArchiveNotFound { .. }
             | Self::ArchivePathRefused { .. }
+            | Self::ArchiveUnsettled { .. }
             | Self::ArchiveUnreadable { .. }
             | Self::SecretInvalid { .. } => self.into(),
         }

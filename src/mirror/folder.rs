@@ -1,7 +1,8 @@
 //! The folder of archives: a path of a resource is opened beneath it, and nothing else ever is.
 //!
 //! The path comes from a tenant and so does what lies in the folder, so each component is opened for itself and none may be
-//! a symbolic link; what is found must be a regular file. A file that somebody is still writing is waited for.
+//! a symbolic link; what is found must be a regular file. A file that somebody is still writing is refused for now: whoever
+//! waited for it here would keep others from their turn.
 
 use std::{
     collections::HashMap,
@@ -17,18 +18,17 @@ use rustix::{
     fs::{Mode, OFlags, open, openat},
     io::Errno,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::{
     archive::{self, Choice},
     cache::FileIdentity,
     error::{Class, Classified},
-    output::OutputManager,
 };
 
 use super::{Error, Result};
 
-/// How often a file is looked at that somebody is still writing.
+/// When a file is looked at once more whose time cannot tell whether somebody is still writing it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The folder that paths of archives are relative to.
@@ -84,27 +84,32 @@ struct State {
 }
 
 impl ArchiveFolder {
-    /// Opens `path`, once it stood still.
-    pub(super) async fn open(&self, path: &str, output: &OutputManager) -> Result<File> {
-        let (mut file, mut state) = self.look(path).await?;
-        if self.is_settled(state) {
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// [`Error::ArchiveUnsettled`] before it stood still for long enough.
+    pub(super) async fn open(&self, path: &str) -> Result<File> {
+        let (mut file, state) = self.look(path).await?;
+        let mut rest = self.rest(state);
+        if rest > 2 * self.settle {
+            // The clock that wrote it is far ahead of ours: only a change tells that somebody is still writing.
+            sleep(LOOK_AGAIN).await;
+            let again;
+            (file, again) = self.look(path).await?;
+            rest = if again == state {
+                Duration::ZERO
+            } else {
+                self.settle
+            };
+        }
+        if rest.is_zero() {
             return Ok(file);
         }
-        output.info(format!(
-            "{path} was written to just now: waiting until it stands still for {} s",
-            self.settle.as_secs()
-        ));
-        let mut since = Instant::now();
-        // By our own clock: the one that wrote the file may be wrong.
-        while since.elapsed() < self.settle {
-            sleep(LOOK_AGAIN.min(self.settle)).await;
-            let before = state;
-            (file, state) = self.look(path).await?;
-            if state != before {
-                since = Instant::now();
-            }
-        }
-        Ok(file)
+        Err(Error::ArchiveUnsettled {
+            path: path.to_owned(),
+            settle: self.settle,
+            rest,
+        })
     }
 
     /// Opened anew each time: uploads are often finished by renaming another file to this name.
@@ -135,9 +140,15 @@ impl ArchiveFolder {
         }
     }
 
-    fn is_settled(&self, state: State) -> bool {
-        let age = SystemTime::now().duration_since(state.modified);
-        self.settle.is_zero() || age.is_ok_and(|age| age >= self.settle)
+    /// For how long it still has to stand still; longer than it must where it was written in the future.
+    fn rest(&self, state: State) -> Duration {
+        if self.settle.is_zero() {
+            return Duration::ZERO;
+        }
+        match SystemTime::now().duration_since(state.modified) {
+            Ok(age) => self.settle.saturating_sub(age),
+            Err(ahead) => self.settle.saturating_add(ahead.duration()),
+        }
     }
 }
 
@@ -183,6 +194,10 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
+    use crate::{
+        error::handlers::{Recovery, recovery},
+        transfer::Failure,
+    };
 
     fn folder(settle: Duration) -> (tempfile::TempDir, ArchiveFolder) {
         let directory = tempfile::tempdir().unwrap();
@@ -198,14 +213,14 @@ mod tests {
     }
 
     async fn reason(folder: &ArchiveFolder, path: &str) -> &'static str {
-        let opened = folder.open(path, &OutputManager::silent()).await;
+        let opened = folder.open(path).await;
         opened.unwrap_err().reason()
     }
 
     #[tokio::test]
     async fn a_file_below_the_folder_is_opened() {
         let (_directory, folder) = folder(Duration::ZERO);
-        let file = folder.open("sub/app.tar", &OutputManager::silent()).await;
+        let file = folder.open("sub/app.tar").await;
         assert_eq!(file.unwrap().metadata().unwrap().len(), 5);
     }
 
@@ -252,33 +267,67 @@ mod tests {
         assert_eq!(reason(&nowhere, "app.tar").await, "ArchiveNotFound");
     }
 
+    /// Opens it within two seconds, or says why not.
+    async fn opened(folder: &ArchiveFolder, path: &str) -> Result<u64> {
+        let opening = folder.open(path);
+        let opened = tokio::time::timeout(Duration::from_secs(2), opening).await;
+        let file = opened.expect("nobody waits for a file here")?;
+        Ok(file.metadata().unwrap().len())
+    }
+
+    /// Archive reference A part 4.
     #[tokio::test]
-    async fn a_file_that_still_grows_is_waited_for() {
-        let (_directory, folder) = folder(Duration::from_secs(1));
-        let path = folder.path.join("sub/app.tar");
-        let writer = tokio::spawn(async move {
-            for size in 1..=3 {
-                sleep(Duration::from_millis(700)).await;
-                fs::write(&path, vec![0; size * 1000]).unwrap();
-            }
-        });
-        let file = folder.open("sub/app.tar", &OutputManager::silent()).await;
-        assert!(writer.is_finished());
-        assert_eq!(file.unwrap().metadata().unwrap().len(), 3000);
+    async fn a_file_that_was_written_just_now_is_refused_for_the_rest_of_the_pause() {
+        let (_directory, folder) = folder(Duration::from_hours(1));
+        set_modified(&folder, SystemTime::now() - Duration::from_mins(20));
+        let error = opened(&folder, "sub/app.tar").await.unwrap_err();
+        assert_eq!(minutes_left(&error), 40);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_a_little_ahead_makes_the_pause_longer() {
+        let (_directory, folder) = folder(Duration::from_hours(1));
+        set_modified(&folder, SystemTime::now() + Duration::from_mins(20));
+        let error = opened(&folder, "sub/app.tar").await.unwrap_err();
+        assert_eq!(minutes_left(&error), 80);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_the_far_future_is_read_unless_it_changes_meanwhile() {
+        let (_directory, folder) = folder(Duration::from_mins(1));
+        let ahead = SystemTime::now() + Duration::from_hours(1);
+        set_modified(&folder, ahead);
+        assert_eq!(opened(&folder, "sub/app.tar").await.unwrap(), 5);
+        let write = async {
+            sleep(LOOK_AGAIN / 2).await;
+            fs::write(folder.path.join("sub/app.tar"), "more bytes").unwrap();
+            set_modified(&folder, ahead);
+        };
+        let (opened, ()) = tokio::join!(opened(&folder, "sub/app.tar"), write);
+        assert_eq!(minutes_left(&opened.unwrap_err()), 1);
+    }
+
+    /// The pause that the error asks for, in minutes begun.
+    fn minutes_left(error: &Error) -> u64 {
+        let failure = Failure::from(error);
+        assert_eq!(
+            (failure.reason, recovery(failure.class)),
+            ("ArchiveUnsettled", Recovery::Time)
+        );
+        failure.retry_after.unwrap().as_secs().div_ceil(60)
+    }
+
+    fn set_modified(folder: &ArchiveFolder, time: SystemTime) {
+        let file = File::options()
+            .append(true)
+            .open(folder.path.join("sub/app.tar"));
+        file.unwrap().set_modified(time).unwrap();
     }
 
     #[tokio::test]
     async fn a_file_that_was_written_long_ago_is_read_at_once() {
         let (_directory, folder) = folder(Duration::from_hours(1));
-        let path = folder.path.join("sub/app.tar");
-        let long_ago = SystemTime::now() - Duration::from_hours(2);
-        File::options()
-            .append(true)
-            .open(path)
-            .unwrap()
-            .set_modified(long_ago)
-            .unwrap();
-        let opened = folder.open("sub/app.tar", &OutputManager::silent()).await;
-        assert!(opened.is_ok());
+        set_modified(&folder, SystemTime::now() - Duration::from_hours(2));
+        assert_eq!(opened(&folder, "sub/app.tar").await.unwrap(), 5);
     }
 }

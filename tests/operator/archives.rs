@@ -35,13 +35,19 @@ impl Shelf {
     }
 
     fn operator(&self) -> Result<Guarded> {
+        self.operator_with(&[])
+    }
+
+    /// An operator with these options besides the usual ones.
+    fn operator_with(&self, options: &[&str]) -> Result<Guarded> {
         let folder = self.folder.path().to_str().unwrap();
-        self.bed.operator_with(&[
+        let usual = [
             "--watch-namespace",
             &self.bed.namespace,
             "--archive-dir",
             folder,
-        ])
+        ];
+        self.bed.operator_with(&[&usual, options].concat())
     }
 
     /// Where the mirrors of the namespace find `path`.
@@ -348,30 +354,51 @@ async fn each_trouble_with_an_archive_has_its_name_and_ends_with_a_good_file() -
 
 /// Archive reference A part 4: half a file is never read, whoever writes it in place.
 #[tokio::test]
-async fn a_file_that_still_grows_is_waited_for() -> Result<()> {
+async fn a_file_that_still_grows_is_read_later_and_meanwhile_holds_no_slot() -> Result<()> {
     let shelf = Shelf::new("growing").await?;
     shelf.put_image("whole.tar", "team/app:1")?;
     let whole = fs::read(shelf.path("whole.tar")).context("no archive")?;
-    let _operator = shelf.operator()?;
-    let half = whole.len() / 2;
+    let _operator = shelf.operator_with(&["--concurrency", "1"])?;
     let growing = shelf.path("growing.tar");
-    fs::write(&growing, &whole[..half]).context("could not write")?;
+    let write = |bytes: &[u8]| fs::write(&growing, bytes).unwrap();
+    let half = &whole[..whole.len() / 2];
+    write(half);
     shelf.mirror("app", "growing.tar", &json!([]))?;
-    shelf.bed.wait_until("app", PATIENCE, |object| {
-        let ready = condition(object, "Ready");
-        ready["status"] == "Unknown" && ready["message"] == "reading the archive"
+    let object = shelf.bed.wait_until("app", PATIENCE, |object| {
+        write(half);
+        condition(object, "Ready")["status"] == "False"
     })?;
-    // Long enough to have been read, had nobody waited.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    fs::write(&growing, &whole).context("could not write")?;
+    assert_is_unsettled(&object);
+    shelf.mirror("other", "whole.tar", &json!([]))?;
+    shelf.bed.wait_until("other", PATIENCE, |object| {
+        write(half);
+        condition(object, "Ready")["status"] == "True"
+    })?;
+    write(&whole);
     let written = Instant::now();
     shelf.bed.wait_until("app", PATIENCE, |object| {
-        let ready = condition(object, "Ready");
-        assert_ne!(ready["status"], "False", "{object:#}");
-        ready["status"] == "True"
+        let status = condition(object, "Ready")["status"].clone();
+        if status == "False" {
+            assert_is_unsettled(object);
+        }
+        status == "True"
     })?;
-    assert!(written.elapsed() > Duration::from_secs(9));
+    let waited = written.elapsed().as_secs();
+    assert!((9..30).contains(&waited), "{waited} s");
     skopeo::digest(shelf.to.access(), "app/team/app:1").map(drop)
+}
+
+fn assert_is_unsettled(object: &Value) {
+    let (ready, reconciling) = (condition(object, "Ready"), condition(object, "Reconciling"));
+    let expected = (&json!("ProgressingWithRetry"), &json!("True"));
+    assert_eq!(
+        (&ready["reason"], &reconciling["status"]),
+        expected,
+        "{object:#}"
+    );
+    let said = ready["message"].as_str().unwrap();
+    let expected = "ArchiveUnsettled: the archive growing.tar was written to just now";
+    assert!(said.starts_with(expected), "{said}");
 }
 
 #[tokio::test]

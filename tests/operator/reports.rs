@@ -76,6 +76,50 @@ async fn the_report_names_every_image_and_is_written_when_it_changes_only() -> R
         third["metadata"]["resourceVersion"],
         second["metadata"]["resourceVersion"]
     );
+
+    let tampered = r#"{"data": {"report.json": "nothing failed"}}"#;
+    bed.kubectl(&["patch", "configmap", "app-report", "-p", tampered])?;
+    bed.request("app", "fourth")?;
+    assert_eq!(config_map(&bed, "app-report")?["data"], third["data"]);
+    Ok(())
+}
+
+/// Without a garbage collector, as where it has not come by yet.
+#[tokio::test]
+async fn a_mirror_that_was_made_anew_takes_the_place_of_the_old_ones_report() -> Result<()> {
+    let (from, to) = (Registry::open()?, Registry::open()?);
+    Image::builder().build()?.push(from.access(), "app:1")?;
+    let bed = Bed::new("anew").await?;
+    let _operator = bed.operator()?;
+    let spec = json!({
+        "source": source(from.access(), "app", &["1"]),
+        "destinations": [destination("default", to.access())],
+    });
+    bed.mirror("app", &spec)?;
+    bed.wait_ready("app", "True", "Succeeded")?;
+    let before = config_map(&bed, "app-report")?;
+    bed.kubectl(&["delete", "imir", "app"])?;
+    assert_eq!(config_map(&bed, "app-report")?, before);
+
+    bed.mirror("app", &spec)?;
+    let object = bed.wait_ready("app", "True", "Succeeded")?;
+    assert_eq!(
+        object["status"]["reportRef"],
+        json!([{"name": "app-report"}])
+    );
+    let after = config_map(&bed, "app-report")?;
+    assert_eq!(
+        after["metadata"]["ownerReferences"][0]["uid"],
+        object["metadata"]["uid"]
+    );
+    assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_eq!(report(&after)["images"][0]["outcome"], "UpToDate");
+    let told: Vec<_> = bed
+        .events("app")?
+        .into_iter()
+        .filter(|(_, reason, _)| reason == "ReportNotWritten")
+        .collect();
+    assert!(told.is_empty(), "{told:?}");
     Ok(())
 }
 

@@ -313,15 +313,112 @@ async fn the_first_part_of_a_long_report_is_written_last() {
     assert_eq!(names(&kept), ["mirror-report", "mirror-report-1"]);
 }
 
-/// Its data is somebody's, also where an earlier mirror of the name made it.
+/// Somebody's hand, or a run that was cut off.
+#[tokio::test]
+async fn a_report_that_was_tampered_with_is_mended() {
+    let made = made().await;
+    let mut other_data = made.clone();
+    other_data["data"]["report.json"] = json!("nothing failed");
+    let mut other_count = made.clone();
+    other_count["metadata"]["annotations"]["imagepusher.io/report-parts"] = json!("0");
+    let mut without_data = made.clone();
+    without_data["data"] = Value::Null;
+    for tampered in [other_data, other_count, without_data] {
+        let kept = keep(1, async |handle| {
+            get(handle, "configmaps/mirror-report")
+                .await
+                .answer(200, &tampered);
+            let patch = Call::next(handle).await;
+            assert_eq!(patch.method, Method::PATCH);
+            assert_eq!(patch.body["data"], made["data"]);
+            assert_eq!(
+                patch.body["metadata"]["annotations"],
+                made["metadata"]["annotations"]
+            );
+            patch.answer(200, &made);
+        })
+        .await;
+        assert_eq!(
+            (names(&kept), &kept.trouble),
+            (vec!["mirror-report"], &None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_later_part_that_was_removed_is_made_again_and_a_whole_report_left_alone() {
+    let [first, second] = made_in_two().await;
+    keep(9_000, async |handle| {
+        get(handle, "configmaps/mirror-report")
+            .await
+            .answer(200, &first);
+        get(handle, "configmaps/mirror-report-1")
+            .await
+            .refuse(404, "NotFound");
+        let create = Call::next(handle).await;
+        assert_eq!(create.method, Method::POST);
+        assert_eq!(create.body["data"], second["data"]);
+        create.answer(201, &second);
+    })
+    .await;
+    let kept = keep(9_000, async |handle| {
+        get(handle, "configmaps/mirror-report")
+            .await
+            .answer(200, &first);
+        get(handle, "configmaps/mirror-report-1")
+            .await
+            .answer(200, &second);
+    })
+    .await;
+    assert_eq!(names(&kept), ["mirror-report", "mirror-report-1"]);
+}
+
+/// The ConfigMaps of a report that needs two.
+async fn made_in_two() -> [Value; 2] {
+    let mut made = [Value::Null, Value::Null];
+    keep(9_000, async |handle| {
+        for name in ["mirror-report", "mirror-report-1"] {
+            get(handle, &format!("configmaps/{name}"))
+                .await
+                .refuse(404, "NotFound");
+        }
+        // The first comes last.
+        for position in [1, 0] {
+            let create = Call::next(handle).await;
+            made[position] = create.body.clone();
+            create.answer(201, &made[position]);
+        }
+    })
+    .await;
+    made
+}
+
+/// Its data is somebody's.
 #[tokio::test]
 async fn a_config_map_of_somebody_else_is_never_written() {
     let made = made().await;
-    let mut of_another = made.clone();
-    of_another["metadata"]["ownerReferences"][0]["uid"] = json!("uid-0");
-    let mut of_nobody = made;
-    of_nobody["metadata"]["ownerReferences"] = json!([]);
-    for foreign in [of_another, of_nobody] {
+    let of = |owners: Value| {
+        let mut foreign = made.clone();
+        foreign["metadata"]["ownerReferences"] = owners;
+        foreign
+    };
+    let before = owner_before(&made);
+    let but = |field: &str, value: Value| {
+        let mut other = before.clone();
+        other[field] = value;
+        of(json!([other]))
+    };
+    for foreign in [
+        of(json!([])),
+        but("name", json!("other")),
+        but("kind", json!("Deployment")),
+        but("apiVersion", json!("other.io/v1alpha1")),
+        but("controller", json!(false)),
+        // It stays when the mirror goes.
+        of(
+            json!([before, {"apiVersion": "v1", "kind": "Secret", "name": "mirror", "uid": "uid-9"}]),
+        ),
+    ] {
         let kept = keep(1, async |handle| {
             get(handle, "configmaps/mirror-report")
                 .await
@@ -335,6 +432,69 @@ async fn a_config_map_of_somebody_else_is_never_written() {
             "{trouble}"
         );
     }
+}
+
+/// The owner of the report of an earlier mirror of the same name.
+fn owner_before(made: &Value) -> Value {
+    let mut owner = made["metadata"]["ownerReferences"][0].clone();
+    owner["uid"] = json!("uid-0");
+    owner
+}
+
+#[tokio::test]
+async fn what_an_earlier_mirror_of_the_name_left_is_removed_and_made_anew() {
+    let made = made().await;
+    let mut left = made.clone();
+    left["metadata"]["ownerReferences"][0] = owner_before(&made);
+    // The garbage collector may come between.
+    for is_gone in [false, true] {
+        let kept = keep(1, async |handle| {
+            get(handle, "configmaps/mirror-report")
+                .await
+                .answer(200, &left);
+            let delete = Call::next(handle).await;
+            assert_eq!(delete.method, Method::DELETE);
+            assert_eq!(
+                delete.body["preconditions"],
+                json!({"resourceVersion": "7", "uid": "uid-of-the-report"})
+            );
+            if is_gone {
+                delete.refuse(404, "NotFound");
+            } else {
+                delete.answer(200, &left);
+            }
+            let create = Call::next(handle).await;
+            assert_eq!(create.method, Method::POST);
+            assert_eq!(
+                create.body["metadata"]["ownerReferences"],
+                made["metadata"]["ownerReferences"]
+            );
+            create.answer(201, &made);
+        })
+        .await;
+        assert_eq!(
+            (names(&kept), &kept.trouble),
+            (vec!["mirror-report"], &None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_was_exchanged_before_it_could_be_removed_stays() {
+    let mut left = made().await;
+    left["metadata"]["ownerReferences"][0] = owner_before(&left);
+    let kept = keep(1, async |handle| {
+        get(handle, "configmaps/mirror-report")
+            .await
+            .answer(200, &left);
+        Call::next(handle).await.refuse(409, "Conflict");
+    })
+    .await;
+    let trouble = kept.trouble.unwrap();
+    assert!(
+        trouble.contains("delete the ConfigMap mirror-report"),
+        "{trouble}"
+    );
 }
 
 #[tokio::test]

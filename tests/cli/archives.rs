@@ -226,7 +226,7 @@ fn an_archive_that_did_not_change_is_not_read_again_and_another_of_its_looks_is(
 fn images_of_one_name_in_two_archives_go_where_each_belongs() -> Result<()> {
     let registry = Registry::open()?;
     let sandbox = Sandbox::new()?;
-    let mut mirrors = String::new();
+    let mut mirrors = Vec::new();
     for name in ["one", "two", "three"] {
         let image = Image::builder().layers(2, 300_000).build()?;
         let file = sandbox.path().join(format!("{name}.tar"));
@@ -237,14 +237,14 @@ fn images_of_one_name_in_two_archives_go_where_each_belongs() -> Result<()> {
                 &["--cache-dir", name],
             ))?
             .expect_code(0)?;
-        mirrors += &format!(
+        mirrors.push(format!(
             "---\napiVersion: imagepusher.io/v1alpha1\nkind: ImageMirror\nmetadata: {{name: {name}}}\n\
              spec:\n  source: {{archive: {{path: {name}.tar}}}}\n  destinations:\n  - repository: {}/arrived\n    \
              tag: {name}\n    insecure: true\n",
             registry.access().address
-        );
+        ));
     }
-    let file = sandbox.file("mirrors.yaml", mirrors)?;
+    let file = sandbox.file("mirrors.yaml", mirrors.concat())?;
     sandbox.run(&["sync", "-f", text(&file)])?.expect_code(0)?;
     for name in ["one", "two", "three"] {
         assert_eq!(

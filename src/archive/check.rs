@@ -17,6 +17,7 @@ use super::{
     limits::Limits,
     outer::{Form, judge, read_full},
     plan::presumed,
+    windows::Room,
 };
 
 /// How an image uses a content, and what it must therefore be.
@@ -149,8 +150,11 @@ impl Check {
     ) -> Result<Digest> {
         let place = self.wanted.content.place(&self.archive);
         let failed = |error| judge(error, &place);
+        let going_on = || Ok(self.spool.ensure_going_on()?);
+        let room = Room::of(form, &self.limits, going_on)?;
+        let size = Some(self.wanted.content.size);
         let mut decoder = form
-            .decoder(packed, Some(self.wanted.content.size), &self.limits)
+            .decoder(packed, size, &self.limits, room)
             .map_err(failed)?;
         let mut hasher = Hasher::new(algorithm);
         let mut buffer = vec![0; CHUNK];

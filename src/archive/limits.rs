@@ -27,8 +27,9 @@ pub struct Limits {
     pub expanded_bytes: u64,
     /// ... or to this many times its size: gzip reaches 1030 at most, with zeros only.
     pub expansion_factor: u64,
-    /// Base-two logarithm of the memory that decoding zstd may take. 27 is what `zstd --ultra -22` needs and the library's
-    /// own limit; common levels take 1 to 8 MiB.
+    /// Base-two logarithm of the memory that decoding zstd may take. `zstd -19` and the usual levels of container tools need
+    /// at most 8 MiB (23); BuildKit and podman take 32 MiB (25) at their highest. All decoders of the process together have
+    /// 64 MiB, and wait for each other.
     pub zstd_window_log: u32,
     /// Layers that are read at once: hashing is bound by the processor.
     pub layers_at_once: usize,
@@ -52,7 +53,7 @@ impl Default for Limits {
             index_depth: 4,
             expanded_bytes: 64 << 20,
             expansion_factor: 1000,
-            zstd_window_log: 27,
+            zstd_window_log: 25,
             layers_at_once: processors.clamp(1, MOST_LAYERS_AT_ONCE),
         }
     }

@@ -31,6 +31,7 @@ mod source;
 #[cfg(test)]
 mod testing;
 mod walk;
+mod windows;
 
 pub use choose::{Choice, Chosen, all_named, find, only, refuse_shared_names};
 pub use contents::{ArchiveContents, ArchiveImage, StoredArchiveImage, TarUtils};

@@ -17,9 +17,13 @@ pub struct Limits {
     pub manifest_json: u64,
     /// Bytes of an image's configuration.
     pub config_json: u64,
+    /// Bytes of all configurations, which are read and kept while the images are found.
+    pub config_bytes: u64,
     /// Bytes of all manifests of an OCI layout, which are in memory at once.
     pub manifest_bytes: u64,
-    /// Descriptors in all indexes and manifests of the archive.
+    /// Images that `manifest.json` or `index.json` lists.
+    pub images: usize,
+    /// Descriptors in all indexes and manifests of the archive; in `manifest.json`, names and paths.
     pub descriptors: usize,
     /// Indexes within indexes.
     pub index_depth: usize,
@@ -48,8 +52,10 @@ impl Default for Limits {
             extension_header: 1 << 20,
             manifest_json: 4 << 20,
             config_json: 8 << 20,
+            config_bytes: 64 << 20,
             manifest_bytes: 64 << 20,
-            descriptors: 10_000,
+            images: 1000,
+            descriptors: 50_000,
             index_depth: 4,
             expanded_bytes: 64 << 20,
             expansion_factor: 1000,

@@ -10,6 +10,7 @@
 
 mod check;
 mod choose;
+mod configs;
 mod contents;
 mod entries;
 mod error;

@@ -77,7 +77,7 @@ impl Check {
                     blob,
                 })
             }
-            At::Archive { .. } => self.take(form),
+            At::Archive { .. } | At::Gathered { .. } => self.take(form),
         }
     }
 
@@ -90,7 +90,7 @@ impl Check {
             .filter(|algorithm| form != Form::Plain || *algorithm != raw)
     }
 
-    /// Copies a content out of the archive, or only hashes it where the cache has it.
+    /// Copies a content out of the archive or the file of small ones, or only hashes it where the cache has it.
     fn take(&self, form: Form) -> Result<Checked> {
         let named = self.wanted.content.named_digest();
         let raw = named.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);

@@ -291,6 +291,7 @@ impl ArchiveContents {
     }
 
     fn job(&self, used: &BlobUse, reading: Option<Arc<Transfer>>) -> Check {
+        let reading = reading.filter(|_| matches!(used.content.at, At::Archive { .. }));
         Check {
             wanted: used.clone(),
             archive: self.place.clone(),

@@ -7,7 +7,8 @@ pub struct Limits {
     pub name_length: usize,
     /// Bytes of all names together, which are in memory at once.
     pub name_bytes: u64,
-    /// Entries; a classic archive has four per layer, and no image has a thousand layers.
+    /// Entries and their extension headers, of which some hundred bytes each are in memory; a classic archive has four per
+    /// layer, so this is room for a hundred images of more than a hundred layers.
     pub entries: u64,
     /// Bytes of the archive, expanded.
     pub archive_bytes: u64,
@@ -47,7 +48,7 @@ impl Default for Limits {
         Self {
             name_length: 4096,
             name_bytes: 64 << 20,
-            entries: 1_000_000,
+            entries: 100_000,
             archive_bytes: 1 << 40,
             extension_header: 1 << 20,
             manifest_json: 4 << 20,

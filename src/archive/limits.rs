@@ -33,7 +33,7 @@ pub struct Limits {
     /// ... or to this many times its size: gzip reaches 1030 at most, with zeros only.
     pub expansion_factor: u64,
     /// Base-two logarithm of the memory that decoding zstd may take. `zstd -19` and the usual levels of container tools need
-    /// at most 8 MiB (23); BuildKit and podman take 32 MiB (25) at their highest. All decoders of the process together have
+    /// at most 8 MiB (23); `BuildKit` and podman take 32 MiB (25) at their highest. All decoders of the process together have
     /// 64 MiB, and wait for each other.
     pub zstd_window_log: u32,
     /// Layers that are read at once: hashing is bound by the processor.

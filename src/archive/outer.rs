@@ -350,7 +350,7 @@ mod tests {
         assert!(matches!(error, Error::ArchiveLimit { .. }), "{error}");
     }
 
-    /// BuildKit and podman write windows of up to 32 MiB at their highest level; `zstd --long` asks for more.
+    /// `BuildKit` and podman write windows of up to 32 MiB at their highest level; `zstd --long` asks for more.
     #[test]
     fn windows_of_container_tools_are_decoded_and_larger_ones_refused_with_the_remedy() {
         for (log, is_fine) in [(23, true), (25, true), (26, false), (27, false)] {

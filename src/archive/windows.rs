@@ -109,7 +109,7 @@ mod tests {
                     let room = WINDOWS.take(32, || Ok(())).unwrap();
                     let now = NOW.fetch_add(32, Ordering::SeqCst) + 32;
                     MOST.fetch_max(now, Ordering::SeqCst);
-                    thread::sleep(Duration::from_millis(5));
+                    thread::park_timeout(Duration::from_millis(5));
                     NOW.fetch_sub(32, Ordering::SeqCst);
                     drop(room);
                 })

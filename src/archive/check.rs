@@ -17,6 +17,7 @@ use super::{
     limits::Limits,
     outer::{Form, judge, read_full},
     plan::presumed,
+    windows::Room,
 };
 
 /// How an image uses a content, and what it must therefore be.
@@ -76,7 +77,7 @@ impl Check {
                     blob,
                 })
             }
-            At::Archive { .. } => self.take(form),
+            At::Archive { .. } | At::Gathered { .. } => self.take(form),
         }
     }
 
@@ -89,7 +90,7 @@ impl Check {
             .filter(|algorithm| form != Form::Plain || *algorithm != raw)
     }
 
-    /// Copies a content out of the archive, or only hashes it where the cache has it.
+    /// Copies a content out of the archive or the file of small ones, or only hashes it where the cache has it.
     fn take(&self, form: Form) -> Result<Checked> {
         let named = self.wanted.content.named_digest();
         let raw = named.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
@@ -149,8 +150,11 @@ impl Check {
     ) -> Result<Digest> {
         let place = self.wanted.content.place(&self.archive);
         let failed = |error| judge(error, &place);
+        let going_on = || Ok(self.spool.ensure_going_on()?);
+        let room = Room::of(form, &self.limits, going_on)?;
+        let size = Some(self.wanted.content.size);
         let mut decoder = form
-            .decoder(packed, Some(self.wanted.content.size), &self.limits)
+            .decoder(packed, size, &self.limits, room)
             .map_err(failed)?;
         let mut hasher = Hasher::new(algorithm);
         let mut buffer = vec![0; CHUNK];

@@ -17,6 +17,7 @@ use crate::{
 use super::{
     Archive, Limits,
     check::{BlobUse, Check, Checked},
+    configs::Planning,
     entries::At,
     error::{Place, Result},
     plan::{Planned, Source, plan},
@@ -118,7 +119,11 @@ fn read(
     for warning in &entries.warnings {
         output.warning(format!("{place}: {warning}"));
     }
-    let (planned, warnings) = plan(&entries, limits)?;
+    let (planned, warnings) = plan(Planning {
+        entries: &entries,
+        limits,
+        spool,
+    })?;
     for warning in warnings.iter().take(SHOWN_WARNINGS) {
         output.warning(format!("{place}: {warning}"));
     }
@@ -130,6 +135,7 @@ fn read(
     }
     let (mut images, mut sources) = (Vec::new(), Vec::new());
     for (position, image) in planned.into_iter().enumerate() {
+        spool.ensure_going_on()?;
         let Planned {
             names,
             tag_only,
@@ -286,6 +292,7 @@ impl ArchiveContents {
     }
 
     fn job(&self, used: &BlobUse, reading: Option<Arc<Transfer>>) -> Check {
+        let reading = reading.filter(|_| matches!(used.content.at, At::Archive { .. }));
         Check {
             wanted: used.clone(),
             archive: self.place.clone(),

@@ -1,5 +1,6 @@
 //! The entries of an archive as a map from keys to contents. A content lies in the archive itself, where that is a plain
-//! file, or in a file of the cache's import, into which streams are written as they come.
+//! file, or in files of the cache's import, into which streams are written as they come: large ones each into its own, small
+//! ones one behind the other into one.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    cache::{HashedBlob, Spool},
+    cache::{HashedBlob, Spool, UnnamedBlob},
     image::{Algorithm, Digest, Hasher},
 };
 
@@ -28,6 +29,9 @@ const MAX_HOPS: usize = 8;
 /// What is read and written at once.
 pub(super) const CHUNK: usize = 256 * 1024;
 
+/// Contents of a stream up to this size share a file: a small packed archive can hold many thousands of them.
+const SMALL: u64 = 1 << 20;
+
 /// A regular file of the archive.
 #[derive(Debug)]
 pub(super) struct Content {
@@ -44,6 +48,8 @@ pub(super) struct Content {
 pub(super) enum At {
     /// In the archive, from this offset on.
     Archive { file: Arc<File>, data: u64 },
+    /// Together with others in a file of the import that has no name any more, from this offset on; not hashed.
+    Gathered { file: Arc<File>, data: u64 },
     /// In a file of the import, hashed.
     Spooled(Arc<HashedBlob>),
 }
@@ -88,6 +94,7 @@ impl Entries {
             map: BTreeMap::new(),
             warnings: Vec::new(),
         };
+        let mut small = Small::default();
         while let Some(member) = walk.next()? {
             spool.ensure_going_on()?;
             tick();
@@ -121,8 +128,11 @@ impl Entries {
                     }))
                 }
                 (None, Node::File { size, .. }) => {
-                    let blob = spooled(&mut walk, &name, size, spool, tick)?;
-                    let at = At::Spooled(Arc::new(blob));
+                    let at = if size <= SMALL {
+                        small.take(&mut walk, size, spool, tick)?
+                    } else {
+                        At::Spooled(Arc::new(spooled(&mut walk, &name, size, spool, tick)?))
+                    };
                     Entry::File(Arc::new(Content {
                         number,
                         offset,
@@ -314,6 +324,17 @@ fn spooled(
         Algorithm::Sha256
     };
     let mut blob = spool.create(algorithm, size)?;
+    write(walk, size, &mut blob, tick)?;
+    Ok(blob.finish()?)
+}
+
+/// Writes the data of the current member to the end of a file.
+fn write(
+    walk: &mut Walk<'_>,
+    size: u64,
+    blob: &mut UnnamedBlob,
+    tick: &mut dyn FnMut(),
+) -> Result<()> {
     let mut buffer = vec![0; CHUNK.min(usize::try_from(size).unwrap_or(CHUNK))];
     let mut left = size;
     while left > 0 {
@@ -322,7 +343,42 @@ fn spooled(
         left -= read as u64;
         tick();
     }
-    Ok(blob.finish()?)
+    Ok(())
+}
+
+/// The file of the small contents. It loses its name when the archive was read; contents hold it open as long as they need
+/// it, and what is taken out of it is hashed then.
+#[derive(Default)]
+struct Small {
+    file: Option<(UnnamedBlob, Arc<File>)>,
+    length: u64,
+}
+
+impl Small {
+    /// Appends the data of the current member.
+    fn take(
+        &mut self,
+        walk: &mut Walk<'_>,
+        size: u64,
+        spool: &Spool,
+        tick: &mut dyn FnMut(),
+    ) -> Result<At> {
+        let (blob, file) = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let blob = spool.create(Algorithm::Sha256, 0)?;
+                let file = Arc::new(blob.reader()?);
+                none.insert((blob, file))
+            }
+        };
+        write(walk, size, blob, tick)?;
+        let data = self.length;
+        self.length += size;
+        Ok(At::Gathered {
+            file: Arc::clone(file),
+            data,
+        })
+    }
 }
 
 impl Content {
@@ -333,7 +389,7 @@ impl Content {
     /// The digest of the bytes, where it is known without reading them.
     pub(super) fn known_digest(&self) -> Option<&Digest> {
         match &self.at {
-            At::Archive { .. } => None,
+            At::Archive { .. } | At::Gathered { .. } => None,
             At::Spooled(blob) => Some(blob.digest()),
         }
     }
@@ -348,7 +404,7 @@ impl Content {
     /// Starts to read from the first byte.
     pub(super) fn open(&self) -> Result<ContentReader> {
         let (file, position) = match &self.at {
-            At::Archive { file, data } => (Arc::clone(file), *data),
+            At::Archive { file, data } | At::Gathered { file, data } => (Arc::clone(file), *data),
             At::Spooled(blob) => (Arc::new(blob.open()?), 0),
         };
         Ok(ContentReader {
@@ -429,5 +485,45 @@ impl Read for ContentReader {
             return Err(became_shorter());
         }
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::archive::testing::{Tar, bed};
+
+    #[tokio::test]
+    async fn empty_and_small_members_of_a_stream_share_one_file() {
+        let bed = bed();
+        let import = bed.cache.import().await.unwrap();
+        let before = bed.files().len();
+        let large = vec![7; (1 << 20) + 1];
+        let mut tar = Tar::default().file("large", &large);
+        for number in 0..500 {
+            let text = number.to_string();
+            tar = tar.file(&format!("empty/{text}"), "").file(&text, &text);
+        }
+        // The same entry twice is compared while the file is still being written.
+        let tape = Tape::Stream(Box::new(Cursor::new(tar.file("499", "499").end())));
+        let place = Place::archive("app.tar");
+        let entries = Entries::read(
+            tape,
+            &place,
+            &Limits::default(),
+            &import.spool(),
+            &mut || {},
+        )
+        .unwrap();
+        let files = bed.files().len() - before;
+        assert!(files <= 2, "{files} files");
+        for (name, expected) in [("empty/3", &b""[..]), ("0", b"0"), ("499", b"499")] {
+            let content = entries.find(name).unwrap().unwrap();
+            assert_eq!(content.read_small(&place, 10, "x").unwrap(), expected);
+        }
+        let content = entries.find("large").unwrap().unwrap();
+        assert_eq!(content.read_small(&place, 1 << 21, "x").unwrap(), large);
     }
 }

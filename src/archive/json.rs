@@ -5,10 +5,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::image::{Digest, MediaType, Platform};
 
-use super::{
-    entries::{Content, Entries},
-    error::{Place, Result, escaped},
-};
+use super::error::{Place, Result, escaped};
 
 /// Media types of configurations that list the layers' `diff_ids`.
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
@@ -24,6 +21,14 @@ pub(super) struct Element {
     /// `null` stands for none.
     #[serde(default)]
     pub(super) layers: Option<Vec<String>>,
+}
+
+impl Element {
+    /// The names and paths in it.
+    pub(super) fn count(&self) -> usize {
+        let lists = [&self.repo_tags, &self.layers];
+        1 + lists.into_iter().flatten().map(Vec::len).sum::<usize>()
+    }
 }
 
 /// What matters here of an image's configuration.
@@ -50,12 +55,24 @@ impl Config {
             .transpose()
     }
 
-    pub(super) fn platform(&self) -> Option<Platform> {
-        Some(Platform {
-            os: self.os.clone().filter(|os| !os.is_empty())?,
-            architecture: self.architecture.clone().filter(|name| !name.is_empty())?,
-            variant: self.variant.clone().filter(|variant| !variant.is_empty()),
-        })
+    /// The platform; none if the configuration does not tell. Every image that names the configuration has a copy of it,
+    /// hence its length has a limit.
+    pub(super) fn platform(&self, place: &Place) -> Result<Option<Platform>> {
+        /// Bytes of a word; real ones have ten.
+        const LONGEST: usize = 255;
+        let words = [&self.os, &self.architecture, &self.variant];
+        if words.into_iter().flatten().any(|word| word.len() > LONGEST) {
+            return Err(place.invalid(format!(
+                "its os, architecture or variant has more than {LONGEST} bytes"
+            )));
+        }
+        let [os, architecture, variant] =
+            words.map(|word| word.clone().filter(|word| !word.is_empty()));
+        Ok(os.zip(architecture).map(|(os, architecture)| Platform {
+            os,
+            architecture,
+            variant,
+        }))
     }
 }
 
@@ -160,17 +177,6 @@ pub(super) fn check_digests(manifest: &[u8], place: &Place) -> Result<()> {
         .chain(lists.iter().flatten().flatten())
         .filter_map(|descriptor| descriptor.digest.as_deref())
         .try_for_each(|text| digest(text, place).map(drop))
-}
-
-/// Reads a configuration.
-pub(super) fn config(
-    content: &Content,
-    entries: &Entries,
-    limit: u64,
-) -> Result<(Vec<u8>, Config)> {
-    let bytes = content.read_small(entries.archive(), limit, "config_json")?;
-    let config = parse(&bytes, &entries.place(content))?;
-    Ok((bytes, config))
 }
 
 /// Whether a configuration of this type lists `diff_ids`; those of artifacts may be anything.
@@ -281,6 +287,19 @@ mod tests {
             let error = check_digests(manifest.as_bytes(), &place()).unwrap_err();
             assert!(matches!(error, Error::ArchiveUnsupported { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_platform_has_words_of_some_length() {
+        let os = |os: &str| {
+            let text = serde_json::json!({"os": os, "architecture": "amd64"}).to_string();
+            let config: Config = parse(text.as_bytes(), &place()).unwrap();
+            config.platform(&place())
+        };
+        assert_eq!(os("linux").unwrap().unwrap().to_string(), "linux/amd64");
+        assert_eq!(os("").unwrap(), None);
+        let error = os(&"x".repeat(256)).unwrap_err();
+        assert!(error.to_string().contains("more than 255 bytes"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,8 @@ pub struct Limits {
     pub name_length: usize,
     /// Bytes of all names together, which are in memory at once.
     pub name_bytes: u64,
-    /// Entries; a classic archive has four per layer, and no image has a thousand layers.
+    /// Entries and their extension headers, of which some hundred bytes each are in memory; a classic archive has four per
+    /// layer, so this is room for a hundred images of more than a hundred layers.
     pub entries: u64,
     /// Bytes of the archive, expanded.
     pub archive_bytes: u64,
@@ -17,9 +18,13 @@ pub struct Limits {
     pub manifest_json: u64,
     /// Bytes of an image's configuration.
     pub config_json: u64,
+    /// Bytes of all configurations, which are read and kept while the images are found.
+    pub config_bytes: u64,
     /// Bytes of all manifests of an OCI layout, which are in memory at once.
     pub manifest_bytes: u64,
-    /// Descriptors in all indexes and manifests of the archive.
+    /// Images that `manifest.json` or `index.json` lists.
+    pub images: usize,
+    /// Descriptors in all indexes and manifests of the archive; in `manifest.json`, names and paths.
     pub descriptors: usize,
     /// Indexes within indexes.
     pub index_depth: usize,
@@ -27,8 +32,9 @@ pub struct Limits {
     pub expanded_bytes: u64,
     /// ... or to this many times its size: gzip reaches 1030 at most, with zeros only.
     pub expansion_factor: u64,
-    /// Base-two logarithm of the memory that decoding zstd may take. 27 is what `zstd --ultra -22` needs and the library's
-    /// own limit; common levels take 1 to 8 MiB.
+    /// Base-two logarithm of the memory that decoding zstd may take. `zstd -19` and the usual levels of container tools need
+    /// at most 8 MiB (23); `BuildKit` and podman take 32 MiB (25) at their highest. All decoders of the process together have
+    /// 64 MiB, and wait for each other.
     pub zstd_window_log: u32,
     /// Layers that are read at once: hashing is bound by the processor.
     pub layers_at_once: usize,
@@ -42,17 +48,19 @@ impl Default for Limits {
         Self {
             name_length: 4096,
             name_bytes: 64 << 20,
-            entries: 1_000_000,
+            entries: 100_000,
             archive_bytes: 1 << 40,
             extension_header: 1 << 20,
             manifest_json: 4 << 20,
             config_json: 8 << 20,
+            config_bytes: 64 << 20,
             manifest_bytes: 64 << 20,
-            descriptors: 10_000,
+            images: 1000,
+            descriptors: 50_000,
             index_depth: 4,
             expanded_bytes: 64 << 20,
             expansion_factor: 1000,
-            zstd_window_log: 27,
+            zstd_window_log: 25,
             layers_at_once: processors.clamp(1, MOST_LAYERS_AT_ONCE),
         }
     }

@@ -10,6 +10,7 @@
 
 mod check;
 mod choose;
+mod configs;
 mod contents;
 mod entries;
 mod error;
@@ -31,6 +32,7 @@ mod source;
 #[cfg(test)]
 mod testing;
 mod walk;
+mod windows;
 
 pub use choose::{Choice, Chosen, all_named, find, only, refuse_shared_names};
 pub use contents::{ArchiveContents, ArchiveImage, StoredArchiveImage, TarUtils};

@@ -8,12 +8,10 @@ use crate::image::{
 
 use super::{
     check::BlobUse,
+    configs::{Configs, Planning},
     entries::{Content, Entries},
-    error::{Result, escaped},
-    json::{
-        Annotations, LayoutIndex, check_digests, config, digest, is_image_config, is_tar_layer,
-        parse,
-    },
+    error::{Error, Result, escaped},
+    json::{Annotations, LayoutIndex, check_digests, digest, is_image_config, is_tar_layer, parse},
     limits::Limits,
 };
 
@@ -88,18 +86,22 @@ impl Tree {
 }
 
 /// Reads the OCI side. The counters are those of the whole archive.
-pub(super) struct Reader<'a> {
+pub(super) struct Reader<'a, 'c> {
+    planning: Planning<'a>,
     entries: &'a Entries,
     limits: &'a Limits,
+    configs: &'c mut Configs<'a>,
     descriptors: usize,
     manifest_bytes: u64,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) const fn new(entries: &'a Entries, limits: &'a Limits) -> Self {
+impl<'a, 'c> Reader<'a, 'c> {
+    pub(super) const fn new(planning: Planning<'a>, configs: &'c mut Configs<'a>) -> Self {
         Self {
-            entries,
-            limits,
+            planning,
+            entries: planning.entries,
+            limits: planning.limits,
+            configs,
             descriptors: 0,
             manifest_bytes: 0,
         }
@@ -115,8 +117,12 @@ impl<'a> Reader<'a> {
         )?;
         let place = self.entries.place(index);
         let index: LayoutIndex = parse(&bytes, &place)?;
+        let listed = index.manifests.unwrap_or_default();
+        self.planning.require_images(listed.len())?;
         let mut roots = Vec::new();
-        for listed in index.manifests.unwrap_or_default() {
+        for listed in listed {
+            self.planning.ensure_going_on()?;
+            self.count(1)?;
             let media_type = listed.media_type.clone();
             let root = digest(&listed.digest, &place).and_then(|digest| {
                 let descriptor = Descriptor {
@@ -134,7 +140,10 @@ impl<'a> Reader<'a> {
                     tree,
                 })
             });
-            roots.push(root);
+            match root {
+                Err(error) if !is_of_this_root(&error) => return Err(error),
+                root => roots.push(root),
+            }
         }
         Ok(roots)
     }
@@ -183,6 +192,7 @@ impl<'a> Reader<'a> {
             Manifest::Index(index) => index,
         };
         for child in index.manifests {
+            self.planning.ensure_going_on()?;
             self.count(1)?;
             if !seen.insert(child.digest.clone()) {
                 continue;
@@ -251,10 +261,10 @@ impl<'a> Reader<'a> {
         if let (Some(descriptor), Some(used)) = (&manifest.config, &image.config_blob)
             && is_image_config(&descriptor.media_type)
         {
-            let (_, config) = config(&used.content, self.entries, self.limits.config_json)?;
+            let config = (self.configs).get(&used.content, descriptor.digest.algorithm())?;
             let place = self.entries.place(&used.content);
-            image.platform = image.platform.or_else(|| config.platform());
-            diff_ids = config.diff_ids(&place)?;
+            image.platform = image.platform.or_else(|| config.platform.clone());
+            diff_ids.clone_from(&config.diff_ids);
             let of_tars = manifest
                 .layers
                 .iter()
@@ -307,13 +317,18 @@ impl<'a> Reader<'a> {
     }
 
     fn count(&mut self, descriptors: usize) -> Result<()> {
-        self.descriptors += descriptors;
-        if self.descriptors > self.limits.descriptors {
-            let reason = format!("it has more than {} descriptors", self.limits.descriptors);
-            return Err(self.entries.archive().limit("descriptors", reason));
-        }
-        Ok(())
+        self.planning.count(&mut self.descriptors, descriptors)
     }
+}
+
+/// Whether an error says that one descriptor of `index.json` cannot be used. Everything else would stop any reader.
+const fn is_of_this_root(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ArchiveInvalid { .. }
+            | Error::ArchiveUnsupported { .. }
+            | Error::DigestMismatch { .. }
+    )
 }
 
 /// Row 39.

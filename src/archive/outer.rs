@@ -14,6 +14,7 @@ use flate2::bufread::MultiGzDecoder;
 use super::{
     error::{Error, Place},
     limits::Limits,
+    windows::Room,
 };
 
 /// Bytes that tell every form apart.
@@ -71,12 +72,13 @@ impl Form {
         }
     }
 
-    /// The decoder of the form, which gives at most what `cap` allows.
+    /// The decoder of the form, which gives at most what the limits allow; it keeps `room`, which is that of this form.
     pub(super) fn decoder<'a>(
         self,
         packed: impl Read + Send + 'a,
         known_size: Option<u64>,
         limits: &Limits,
+        room: Room,
     ) -> io::Result<Box<dyn Read + Send + 'a>> {
         let consumed = Arc::new(AtomicU64::new(0));
         let counted = Counted {
@@ -102,6 +104,7 @@ impl Form {
             produced: 0,
             floor: limits.expanded_bytes,
             factor: limits.expansion_factor,
+            _room: room,
         }))
     }
 }
@@ -174,6 +177,8 @@ struct Capped<R> {
     produced: u64,
     floor: u64,
     factor: u64,
+    // Behind the decoder, whose memory is free before this is given back.
+    _room: Room,
 }
 
 impl<R: Read> Read for Capped<R> {
@@ -205,7 +210,10 @@ pub(super) fn judge(error: io::Error, place: &Place) -> Error {
             place.truncated("its compressed data is cut off")
         }
         // zstd's own words for a frame beyond window_log_max.
-        Err(_) if text.contains("too much memory") => place.limit("zstd_window_log", text),
+        Err(_) if text.contains("too much memory") => place.limit(
+            "zstd_window_log",
+            "its zstd data needs too much memory to decode; compress it again without --long and --ultra",
+        ),
         Err(_) => place.invalid(format!(
             "its compressed data is damaged ({})",
             super::error::escaped(text.as_bytes())
@@ -244,8 +252,9 @@ mod tests {
     fn expand(packed: &[u8], limits: &Limits) -> Result<Vec<u8>, Error> {
         let place = Place::archive("app.tar");
         let mut plain = Vec::new();
-        Form::of(packed)
-            .decoder(Source(packed), Some(packed.len() as u64), limits)
+        let form = Form::of(packed);
+        let room = Room::of(form, limits, || Ok(()))?;
+        form.decoder(Source(packed), Some(packed.len() as u64), limits, room)
             .and_then(|mut decoder| decoder.read_to_end(&mut plain))
             .map_err(|error| judge(error, &place))?;
         Ok(plain)
@@ -341,6 +350,27 @@ mod tests {
         assert!(matches!(error, Error::ArchiveLimit { .. }), "{error}");
     }
 
+    /// `BuildKit` and podman write windows of up to 32 MiB at their highest level; `zstd --long` asks for more.
+    #[test]
+    fn windows_of_container_tools_are_decoded_and_larger_ones_refused_with_the_remedy() {
+        for (log, is_fine) in [(23, true), (25, true), (26, false), (27, false)] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.write_all(b"content").unwrap();
+            let packed = encoder.finish().unwrap();
+            match expand(&packed, &Limits::default()) {
+                Ok(plain) => assert!(is_fine && plain == b"content", "{log}"),
+                Err(error) => {
+                    assert!(!is_fine, "{log}: {error}");
+                    assert!(matches!(error, Error::ArchiveLimit { .. }), "{error}");
+                    let text = error.to_string();
+                    assert!(text.contains("limit zstd_window_log"), "{text}");
+                    assert!(text.contains("without --long"), "{text}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_form_without_decoder_names_the_remedy() {
         for packed in [&b"\xfd7zXZ\0"[..], b"BZh91AY&SY"] {
@@ -361,9 +391,9 @@ mod tests {
         let place = Place::archive("app.tar");
         let magic = gzip(b"x");
         let broken = magic[..10].chain(Source(Broken));
-        let mut decoder = Form::Gzip
-            .decoder(broken, None, &Limits::default())
-            .unwrap();
+        let limits = Limits::default();
+        let room = Room::of(Form::Gzip, &limits, || Ok(())).unwrap();
+        let mut decoder = Form::Gzip.decoder(broken, None, &limits, room).unwrap();
         let error = decoder.read_to_end(&mut Vec::new()).unwrap_err();
         let error = judge(error, &place);
         assert!(matches!(error, Error::ArchiveUnreadable { .. }), "{error}");

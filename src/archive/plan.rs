@@ -7,10 +7,10 @@ use crate::image::{Algorithm, Digest, ImageName, Platform, RawManifest, Tag};
 
 use super::{
     check::BlobUse,
+    configs::{Configs, KnownConfig, Planning},
     entries::{Content, Entries},
     error::{Error, Place, Result, escaped},
-    json::{Config, Element, config, elements},
-    limits::Limits,
+    json::{Element, elements},
     oci::{OciImage, Reader, Root, count_mismatch, layer_name},
     outer::Form,
     rebuild,
@@ -87,19 +87,21 @@ pub(super) fn presumed(wanted: &BlobUse, form: Form) -> Option<Digest> {
 }
 
 /// Finds the images of an archive. The second value is what is odd about it.
-pub(super) fn plan(entries: &Entries, limits: &Limits) -> Result<(Vec<Planned>, Vec<String>)> {
+pub(super) fn plan(planning: Planning<'_>) -> Result<(Vec<Planned>, Vec<String>)> {
+    let entries = planning.entries;
     let docker = entries.find("manifest.json")?;
     let layout = entries.find("index.json")?;
-    let mut reader = Reader::new(entries, limits);
+    let mut configs = Configs::new(planning);
+    let mut reader = Reader::new(planning, &mut configs);
     let (images, warnings) = match (docker, layout) {
         (None, None) => return Err(old_format(entries)),
         (None, Some(layout)) => (of_layout(reader.roots(layout)?, entries)?, Vec::new()),
         (Some(docker), layout) => {
             let roots = match layout {
-                Some(layout) => usable(reader.roots(layout)?)?,
+                Some(layout) => usable(reader.roots(layout)?),
                 None => (Vec::new(), Vec::new()),
             };
-            of_docker(docker, roots, entries, limits)?
+            of_docker(docker, roots, planning, &mut configs)?
         }
     };
     if images.is_empty() {
@@ -207,39 +209,43 @@ fn listed(missing: &[String]) -> String {
     text
 }
 
-/// The roots that can be used where there is another description, and why others cannot. What would stop any reader stops
-/// this one.
-fn usable(roots: Vec<Result<Root>>) -> Result<(Vec<Root>, Vec<String>)> {
+/// The roots that can be used where there is another description, and why others cannot.
+fn usable(roots: Vec<Result<Root>>) -> (Vec<Root>, Vec<String>) {
     let (mut found, mut warnings) = (Vec::new(), Vec::new());
     for root in roots {
         match root {
             Ok(root) => found.push(root),
-            Err(
-                error @ (Error::ArchiveInvalid { .. }
-                | Error::ArchiveUnsupported { .. }
-                | Error::DigestMismatch { .. }),
-            ) => warnings.push(format!("a manifest of the OCI layout is not used: {error}")),
-            Err(error) => return Err(error),
+            Err(error) => {
+                warnings.push(format!("a manifest of the OCI layout is not used: {error}"));
+            }
         }
     }
-    Ok((found, warnings))
+    (found, warnings)
 }
 
 /// The images of `manifest.json`, and those of the layout that it does not list.
 fn of_docker(
     manifest: &Content,
     (roots, mut warnings): (Vec<Root>, Vec<String>),
-    entries: &Entries,
-    limits: &Limits,
+    planning: Planning<'_>,
+    known: &mut Configs<'_>,
 ) -> Result<(Vec<Planned>, Vec<String>)> {
+    let Planning {
+        entries, limits, ..
+    } = planning;
     let bytes = manifest.read_small(entries.archive(), limits.manifest_json, "manifest_json")?;
     let place = entries.place(manifest);
     let mut images = Vec::new();
     let mut configs = HashSet::new();
-    for element in elements(&bytes, &place)? {
-        let image = DockerImage::read(element, &place, entries, limits)?;
-        configs.insert(image.config_digest.clone());
-        images.push(image.plan(&roots, entries)?);
+    let elements = elements(&bytes, &place)?;
+    planning.require_images(elements.len())?;
+    let mut descriptors = 0;
+    for element in elements {
+        planning.ensure_going_on()?;
+        planning.count(&mut descriptors, element.count())?;
+        let image = DockerImage::read(element, &place, entries, known)?;
+        configs.insert(image.config.digest.clone());
+        images.push(image.plan(&roots, planning)?);
     }
     for root in roots {
         let is_listed = root.tree.images.iter().any(|image| {
@@ -270,13 +276,16 @@ struct DockerImage {
     names: Vec<ImageName>,
     layers: Vec<String>,
     config_content: Arc<Content>,
-    config_digest: Digest,
-    config: Config,
-    diff_ids: Vec<Digest>,
+    config: Arc<KnownConfig>,
 }
 
 impl DockerImage {
-    fn read(element: Element, place: &Place, entries: &Entries, limits: &Limits) -> Result<Self> {
+    fn read(
+        element: Element,
+        place: &Place,
+        entries: &Entries,
+        configs: &mut Configs<'_>,
+    ) -> Result<Self> {
         let names = element
             .repo_tags
             .unwrap_or_default()
@@ -286,39 +295,42 @@ impl DockerImage {
         let layers = element.layers.unwrap_or_default();
         let content = entries.require(&element.config, "the configuration")?;
         let config_place = entries.place(content);
-        let (bytes, config) = config(content, entries, limits.config_json)?;
         let promised = digest_in_name(&element.config);
         let algorithm = promised
             .as_ref()
             .map_or(Algorithm::Sha256, Digest::algorithm);
-        let digest = Digest::with_algorithm(algorithm, &bytes);
+        let config = configs.get(content, algorithm)?;
         if let Some(promised) = promised
-            && promised != digest
+            && promised != config.digest
         {
-            return Err(config_place.mismatch("the configuration", &promised, &digest));
+            return Err(config_place.mismatch("the configuration", &promised, &config.digest));
         }
-        let diff_ids = config.diff_ids(&config_place)?.unwrap_or_default();
-        if layers.len() != diff_ids.len() {
-            return Err(config_place.invalid(count_mismatch(layers.len(), diff_ids.len())));
+        let diff_ids = config.diff_ids.as_ref().map_or(0, Vec::len);
+        if layers.len() != diff_ids {
+            return Err(config_place.invalid(count_mismatch(layers.len(), diff_ids)));
         }
         Ok(Self {
             names,
             layers,
             config_content: Arc::clone(content),
-            config_digest: digest,
             config,
-            diff_ids,
         })
     }
 
+    /// The digests of the layers before compression, as many as there are layers.
+    fn diff_ids(&self) -> &[Digest] {
+        self.config.diff_ids.as_deref().unwrap_or_default()
+    }
+
     /// The image as the layout describes it, if that agrees with `manifest.json`; else with a manifest of our own.
-    fn plan(mut self, roots: &[Root], entries: &Entries) -> Result<Planned> {
+    fn plan(mut self, roots: &[Root], planning: Planning<'_>) -> Result<Planned> {
+        let entries = planning.entries;
         let mut matching: Vec<(&Root, &OciImage)> = roots
             .iter()
             .filter_map(|root| Some((root, self.find_in(root)?)))
             .collect();
         // Where one configuration has several manifests, the name decides.
-        matching.sort_by_key(|(root, _)| !self.has_name_of(root));
+        matching.sort_by_cached_key(|(root, _)| !self.has_name_of(root));
         if self.names.is_empty() {
             let names = matching
                 .iter()
@@ -327,6 +339,7 @@ impl DockerImage {
         }
         let tag_only = matching.first().and_then(|(root, _)| root.tag_only.clone());
         for (root, image) in matching {
+            planning.ensure_going_on()?;
             if !image.missing.is_empty() || !self.agrees_with(image, entries)? {
                 continue;
             }
@@ -361,7 +374,7 @@ impl DockerImage {
         root.tree
             .images
             .iter()
-            .find(|image| image.config.as_ref() == Some(&self.config_digest))
+            .find(|image| image.config.as_ref() == Some(&self.config.digest))
     }
 
     /// Docker writes `app:1` where containerd writes `docker.io/library/app:1`.
@@ -379,11 +392,12 @@ impl DockerImage {
     /// `manifest.json` names. That the blobs hash to their names is checked when they are read.
     fn agrees_with(&self, image: &OciImage, entries: &Entries) -> Result<bool> {
         let layers = &image.layers;
-        if layers.len() != self.diff_ids.len() {
+        let diff_ids = self.diff_ids();
+        if layers.len() != diff_ids.len() {
             // Layers that only their publisher may serve are absent on both sides; the manifest knows where they are.
-            return Ok(layers.len() < self.diff_ids.len() && self.lacks_the_same(layers, entries)?);
+            return Ok(layers.len() < diff_ids.len() && self.lacks_the_same(layers, entries)?);
         }
-        for ((used, diff_id), path) in layers.iter().zip(&self.diff_ids).zip(&self.layers) {
+        for ((used, diff_id), path) in layers.iter().zip(diff_ids).zip(&self.layers) {
             let digest = used.digest.as_ref();
             let is_plain = used.content.form(entries.archive())? == Form::Plain;
             let same_blob = digest_in_name(path).as_ref() == digest;
@@ -409,24 +423,24 @@ impl DockerImage {
     fn rebuilt(self, tag_only: Option<Tag>, entries: &Entries) -> Result<Planned> {
         let count = self.layers.len();
         let mut layers = Vec::with_capacity(count);
-        for (position, (path, diff_id)) in self.layers.iter().zip(self.diff_ids).enumerate() {
+        for (position, (path, diff_id)) in self.layers.iter().zip(self.diff_ids()).enumerate() {
             let part = layer_name(position, count);
             layers.push(BlobUse {
                 content: Arc::clone(entries.require(path, &part)?),
                 part,
                 digest: None,
-                diff_id: Some(diff_id),
+                diff_id: Some(diff_id.clone()),
             });
         }
         Ok(Planned {
             names: self.names,
             tag_only,
-            platforms: self.config.platform().into_iter().collect(),
+            platforms: self.config.platform.iter().cloned().collect(),
             source: Source::Rebuilt {
                 config: BlobUse {
                     content: self.config_content,
                     part: "the configuration".to_owned(),
-                    digest: Some(self.config_digest),
+                    digest: Some(self.config.digest.clone()),
                     diff_id: None,
                 },
                 layers,

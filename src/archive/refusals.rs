@@ -739,6 +739,24 @@ async fn row_38_indexes_that_nest_or_list_too_much() {
     refused_within(&limits, &tar, LIMIT, "manifest_bytes").await;
 }
 
+/// However often one configuration is named: planning takes time for each name.
+#[tokio::test]
+async fn row_38_more_images_than_anybody_saves_at_once() {
+    let image = sample();
+    let element = &image.manifest(&Value::Null)[0];
+    let elements = |count| Value::from(vec![element.clone(); count]).to_string();
+    let tar = |count| image.parts().file("manifest.json", elements(count)).end();
+    refused(&tar(1001), LIMIT, "limit images: it has more than 1000").await;
+    let bed = bed();
+    let contents = bed.parse(&tar(1000), Way::File).await.unwrap();
+    assert_eq!(contents.images().len(), 1000);
+    let manifest = image.oci_manifest(PLAIN);
+    let top = descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest);
+    let tar = blob(image.oci_blobs(), &manifest);
+    let tar = layout(tar, &vec![top; 1001]).end();
+    refused(&tar, LIMIT, "limit images: it has more than 1000").await;
+}
+
 #[tokio::test]
 async fn row_39_sizes_that_descriptors_do_not_have() {
     let image = sample();

@@ -26,6 +26,7 @@ use super::{
     limits::Limits,
     outer::{Counted, Form, Source, judge, read_full},
     walk::{Tape, read_full_at},
+    windows::Room,
 };
 
 /// What to read.
@@ -229,9 +230,11 @@ impl Packed<'_> {
             inner: stream,
             bytes: Arc::clone(&bytes),
         };
+        let going_on = || Ok(spool.ensure_going_on()?);
+        let room = Room::of(self.form, limits, going_on)?;
         let decoder = self
             .form
-            .decoder(counted, self.length, limits)
+            .decoder(counted, self.length, limits, room)
             .map_err(|error| judge(error, self.place))?;
         let reading = output.reading(self.name, self.length);
         let mut told = 0;

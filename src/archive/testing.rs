@@ -214,6 +214,13 @@ impl Sample {
         .into_bytes()
     }
 
+    /// An OCI archive of the image, without its end.
+    pub(super) fn oci_archive(&self) -> Tar {
+        let manifest = self.oci_manifest(PLAIN);
+        let top = descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest);
+        layout(blob(self.oci_blobs(), &manifest), &[top])
+    }
+
     /// The blobs of an OCI layout, without manifests.
     pub(super) fn oci_blobs(&self) -> Tar {
         self.layers

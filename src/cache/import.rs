@@ -273,6 +273,13 @@ impl UnnamedBlob {
         Ok(())
     }
 
+    /// The file, to read what was written so far. It can be read as long as somebody has it open, also without its name.
+    pub fn reader(&self) -> Result<File> {
+        self.file
+            .try_clone()
+            .map_err(|source| Error::reading("open again", self.temporary.path(), source))
+    }
+
     /// Ends the writing: from now on the digest is known and the bytes are read-only.
     pub fn finish(self) -> Result<HashedBlob> {
         self.file
@@ -389,6 +396,21 @@ mod tests {
         assert_eq!(mode & 0o777, 0o444);
         assert!(fixture.cache.shared.barrier.is_needed());
         assert_eq!(fixture.files().len(), 1, "{:?}", fixture.files());
+    }
+
+    #[tokio::test]
+    async fn what_was_written_can_be_read_before_its_end_and_without_its_name() {
+        let fixture = fixture();
+        let import = fixture.cache.import().await.unwrap();
+        let mut blob = import.spool().create(Algorithm::Sha256, 0).unwrap();
+        blob.write(b"one").unwrap();
+        let file = blob.reader().unwrap();
+        blob.write(b"two").unwrap();
+        drop((blob, import));
+        assert_eq!(fixture.files(), Vec::<String>::new());
+        let mut bytes = [0; 6];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"onetwo");
     }
 
     #[tokio::test]

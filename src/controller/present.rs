@@ -140,6 +140,10 @@ impl Scene<'_> {
             requested,
             reports,
         } = ended;
+        let ready = find(&self.base.conditions, READY);
+        if *again && verdict.is_postponed() && ready.is_some_and(|ready| ready.status == "True") {
+            return self.at_rest(next.map(Time));
+        }
         let Verdict {
             ready,
             reason,
@@ -589,5 +593,24 @@ mod tests {
             );
             assert_eq!(later.last_handled_cancel_at, status.last_handled_cancel_at);
         }
+    }
+
+    #[test]
+    fn a_mirror_stays_ready_while_its_archive_is_written_anew() {
+        let fresh = ImageMirrorStatus::default();
+        let succeeded = RunOutcome::Reported(fixtures::report(&[&[None]]));
+        let base = concluded(&scene(&fresh, 1, NOW), &succeeded, false, None);
+        let unsettled = RunOutcome::Refused(crate::transfer::Failure {
+            retry_after: Some(std::time::Duration::from_secs(10)),
+            ..fixtures::failure(Class::RateLimited)
+        });
+        let scene = scene(&base, 1, NOW);
+        let status = concluded(&scene, &unsettled, true, Some(NOW));
+        assert_eq!(status.conditions, base.conditions);
+        assert_eq!(status.next_sync_time, Some(Time(NOW)));
+        // What other copies were said to be tells nothing of these.
+        let status = concluded(&scene, &unsettled, false, Some(NOW));
+        let ready = find(&status.conditions, READY).unwrap();
+        assert_eq!(ready.reason, PROGRESSING_WITH_RETRY);
     }
 }

@@ -61,6 +61,11 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
+    /// Whether the run could not look at its source yet and found nothing wrong: an archive that is still written.
+    pub(super) const fn is_postponed(&self) -> bool {
+        !self.ready && matches!(self.next, Next::Backoff { failures: 0, .. })
+    }
+
     /// Whether nothing happens before somebody mends the cause.
     pub(super) fn is_stalled(&self) -> bool {
         !self.ready && !matches!(self.next, Next::Backoff { .. })

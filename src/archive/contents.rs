@@ -196,17 +196,8 @@ impl ArchiveContents {
         }
         let mut stored = Vec::with_capacity(chosen.len());
         for ((position, names), (root, children)) in chosen.iter().zip(trees) {
-            for name in names {
-                let image = StoredImage {
-                    repository: name.repository.clone(),
-                    reference: name.reference.clone(),
-                    registry: self.origin.clone(),
-                    root: root.clone(),
-                    children: children.clone(),
-                    pinned: true,
-                };
-                self.cache.store_image(image).await?;
-            }
+            let (cache, origin) = (&self.cache, &self.origin);
+            store_tree(cache, origin, names, &root, &children).await?;
             stored.push(StoredArchiveImage {
                 position: *position,
                 digest: root.digest().clone(),
@@ -362,4 +353,27 @@ pub(super) async fn blocking<T: Send + 'static>(
             Err(_) => Err(cache::Error::CacheInterrupted.into()),
         },
     }
+}
+
+/// Lets an image whose blobs are in the cache be seen under each of its names.
+pub(super) async fn store_tree(
+    cache: &Cache,
+    origin: &str,
+    names: &[ImageName],
+    root: &RawManifest,
+    children: &[RawManifest],
+) -> Result<()> {
+    for name in names {
+        let image = StoredImage {
+            repository: name.repository.clone(),
+            reference: name.reference.clone(),
+            registry: origin.to_owned(),
+            root: root.clone(),
+            children: children.to_vec(),
+            // Another archive may take the name before this image is sent on.
+            pinned: true,
+        };
+        cache.store_image(image).await?;
+    }
+    Ok(())
 }

@@ -1,13 +1,14 @@
 //! The whole way of an archive into the cache, and the short way for one that was extracted before.
 
 use crate::{
-    cache::{Cache, ExtractedImage, FileIdentity, StoredImage},
+    cache::{Cache, ExtractedImage, FileIdentity},
     image::ImageName,
     output::OutputManager,
 };
 
 use super::{
     Archive, ArchiveImage, Chosen, Limits, StoredArchiveImage, TarUtils,
+    contents::store_tree,
     error::{Error, Result},
     source::Watch,
 };
@@ -114,17 +115,7 @@ async fn store_again(
     }
     let mut stored = Vec::with_capacity(trees.len());
     for (position, names, root, children) in trees {
-        for name in names {
-            let image = StoredImage {
-                repository: name.repository.clone(),
-                reference: name.reference.clone(),
-                registry: archive.origin(),
-                root: root.clone(),
-                children: children.clone(),
-                pinned: true,
-            };
-            cache.store_image(image).await?;
-        }
+        store_tree(cache, &archive.origin(), names, &root, &children).await?;
         stored.push(StoredArchiveImage {
             position: *position,
             digest: root.digest().clone(),

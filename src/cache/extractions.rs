@@ -174,7 +174,10 @@ fn whole_image(layout: &Layout, name: &ImageName, digest: &Digest) -> Result<Opt
             Stored::Absent | Stored::Unreadable(_) => None,
         })
     };
-    let Some(root) = read(&name.reference)?.filter(|root| root.digest() == digest) else {
+    // The tag may stand for another image by now; this one lies under its digest, if it was pinned.
+    let named = read(&name.reference)?.filter(|root| root.digest() == digest);
+    let pinned = Reference::Digest(digest.clone());
+    let Some(root) = named.map_or_else(|| read(&pinned), |root| Ok(Some(root)))? else {
         return Ok(None);
     };
     let mut children: Vec<RawManifest> = Vec::new();
@@ -278,6 +281,24 @@ mod tests {
             .await;
         assert_eq!(fixture.messages.count("will be read again"), 1);
         assert_eq!(fixture.cache.extraction(&identity).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_pinned_image_is_found_though_its_tag_stands_for_another() {
+        let fixture = fixture();
+        let cache = &fixture.cache;
+        let first = image(cache, &config("x", "amd64"), &[b"first"]).await;
+        let second = image(cache, &config("x", "amd64"), &[b"second"]).await;
+        for root in [&first, &second] {
+            let mut wanted = stored("app", "1", root);
+            wanted.pinned = true;
+            cache.store_image(wanted).await.unwrap();
+        }
+        let names = images(&["app:1"]).remove(0).stored;
+        for root in [&first, &second] {
+            let found = cache.whole_image(&names, root.digest()).await.unwrap();
+            assert_eq!(found, Some((root.clone(), Vec::new())));
+        }
     }
 
     #[tokio::test]

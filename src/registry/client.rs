@@ -17,8 +17,8 @@ use super::{
     body,
     connect::{self, Client, ClientOptions},
     error::Result,
+    hosts::Host,
     scope::{Access, Scope},
-    transport::Gate,
 };
 
 /// Every registry of the protocol's second version says so in each answer; other servers do not.
@@ -41,7 +41,8 @@ pub(super) struct Shared {
     pub(super) endpoint: Endpoint,
     /// The root of the API.
     pub(super) base: Url,
-    pub(super) gate: Gate,
+    /// What all clients of this registry in this process know.
+    pub(super) host: Arc<Host>,
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
@@ -107,12 +108,13 @@ impl RegistryClient {
     pub fn new(endpoint: Endpoint, options: ClientOptions, output: OutputManager) -> Result<Self> {
         let client = connect::build(&endpoint, &options)?;
         let base = endpoint.base_url()?;
+        let host = options.hosts.host(&endpoint, &options);
         let auth = Auth::new(client.clone(), base.clone(), options.credential);
         let address = endpoint.to_string();
         let shared = Shared {
             endpoint,
             base,
-            gate: Gate::default(),
+            host,
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),
             has_forgotten_tls: AtomicBool::new(false),

@@ -9,6 +9,7 @@ use super::{
     credential::Credential,
     endpoint::Endpoint,
     error::{Cause, Error, Result},
+    hosts::Hosts,
     proxy::{ProxyChoice, Routes},
     tls,
 };
@@ -40,6 +41,10 @@ pub struct ClientOptions {
     pub skip_tls_verify: bool,
     /// Consecutive retries of one operation without progress.
     pub retry_attempts: u32,
+    /// What this process knows about registries.
+    pub hosts: Hosts,
+    /// Whose work this is: connections are shared fairly between tenants. The operator names the namespace.
+    pub tenant: Arc<str>,
 }
 
 impl Default for ClientOptions {
@@ -51,6 +56,8 @@ impl Default for ClientOptions {
             proxy: ProxyChoice::Environment,
             skip_tls_verify: false,
             retry_attempts: RETRY_ATTEMPTS,
+            hosts: Hosts::default(),
+            tenant: Arc::default(),
         }
     }
 }

@@ -1,15 +1,9 @@
 //! From a call to its answer: attempts with pauses, the gate of a registry that wants to be left alone, login, redirects.
 //! One function each, the outermost first.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Request, Response};
-use tokio::time::Instant;
 use url::Url;
 
 use crate::{error::handlers, output::Transfer};
@@ -79,28 +73,6 @@ impl Call<'_> {
             payload: Payload::Empty,
             also_accepted: None,
         }
-    }
-}
-
-/// When a registry may be asked again: a 429 holds for everybody who asks it, not for one request (R15).
-#[derive(Debug, Default)]
-pub(super) struct Gate(Mutex<Option<Instant>>);
-
-impl Gate {
-    fn close_for(&self, pause: Duration) {
-        // A pause beyond all clocks is as good as a day.
-        let until = Instant::now() + pause.min(Duration::from_hours(24));
-        let mut gate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if gate.is_none_or(|closed| closed < until) {
-            *gate = Some(until);
-        }
-    }
-
-    fn remaining(&self) -> Duration {
-        let gate = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gate.map_or(Duration::ZERO, |until| {
-            until.saturating_duration_since(Instant::now())
-        })
     }
 }
 
@@ -203,7 +175,7 @@ impl RegistryClient {
             && is_own
             && matches!(status.as_u16(), 429 | 503)
         {
-            self.shared.gate.close_for(pause);
+            self.shared.host.gate.close_for(pause);
         }
         self.shared.note_answer(&response);
         let is_insufficient = Challenge::all(response.headers())
@@ -232,7 +204,7 @@ impl RegistryClient {
 
     /// Waits until the registry may be asked again, if that is soon.
     async fn pass_gate(&self, call: &Call<'_>) -> Result<()> {
-        let remaining = self.shared.gate.remaining();
+        let remaining = self.shared.host.gate.remaining();
         if remaining > LONGEST_WAIT {
             return Err(Error::TooManyRequests {
                 operation: call.operation.clone(),

@@ -1,0 +1,60 @@
+//! What one process knows about the registries it speaks to, shared by all clients of one registry: when it may be asked
+//! again, how many connections it bears, which kind of upload it takes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
+use crate::image::Digest;
+
+/// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
+#[derive(Debug, Clone, Default)]
+pub struct Hosts(Arc<Mutex<HashMap<HostKey, Weak<Host>>>>);
+
+/// One registry, as reached in one way: what a tenant's own proxy, or a server behind a certificate of the tenant's own, says
+/// about a registry must not slow the others down.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct HostKey {
+    endpoint: Endpoint,
+    /// A fingerprint of what the way there depends on; none for the usual way.
+    way: Option<Digest>,
+}
+
+/// What is known of one registry.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    pub(super) gate: Gate,
+}
+
+impl Hosts {
+    /// What is known of the registry that a client with these options reaches.
+    pub(super) fn host(&self, endpoint: &Endpoint, options: &ClientOptions) -> Arc<Host> {
+        let key = HostKey {
+            endpoint: endpoint.clone(),
+            way: way(options),
+        };
+        // Entries are inserted whole: a panic elsewhere leaves the map as good as before.
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = hosts.get(&key).and_then(Weak::upgrade) {
+            return host;
+        }
+        hosts.retain(|_, host| host.strong_count() > 0);
+        let host = Arc::default();
+        hosts.insert(key, Arc::downgrade(&host));
+        host
+    }
+}
+
+/// Whatever makes the way to a registry another one than everybody's.
+fn way(options: &ClientOptions) -> Option<Digest> {
+    let is_usual = matches!(options.proxy, ProxyChoice::Environment)
+        && options.ca_certificates.is_empty()
+        && !options.skip_tls_verify;
+    (!is_usual).then(|| {
+        let mut text = format!("{:?} {}", options.proxy, options.skip_tls_verify).into_bytes();
+        text.extend(options.ca_certificates.iter().flatten());
+        Digest::of(&text)
+    })
+}

@@ -337,6 +337,12 @@ pub struct Transfer {
     /// What happens to blobs that a destination has already: Skip them, or Upload them anew. Default: Skip.
     #[serde(default)]
     pub existing_blobs: ExistingBlobs,
+    /// Bytes per second that are read from the source, and as many that are sent to each destination, for example 500k, 50Mi
+    /// or 1Gi. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[1-9][0-9]{0,11}(k|M|G|Ki|Mi|Gi)?$')").message("must be bytes per second such as 500k, 50Mi or 1Gi"))]
+    pub bandwidth_limit: Option<String>,
 }
 
 impl Default for Transfer {
@@ -345,6 +351,7 @@ impl Default for Transfer {
             max_concurrent: DEFAULT_MAX_CONCURRENT,
             retry_attempts: DEFAULT_RETRY_ATTEMPTS,
             existing_blobs: ExistingBlobs::default(),
+            bandwidth_limit: None,
         }
     }
 }

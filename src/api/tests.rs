@@ -191,7 +191,8 @@ fn defaults_fill_what_is_not_written() {
         Some(Transfer {
             max_concurrent: 2,
             retry_attempts: 3,
-            existing_blobs: ExistingBlobs::Skip
+            existing_blobs: ExistingBlobs::Skip,
+            bandwidth_limit: None,
         })
     );
 }

@@ -17,6 +17,7 @@ use crate::{
     cache::Cache,
     mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
+    registry::Hosts,
 };
 
 use super::engine::{Engine, Failure, Given, Needs, Prepared, RunReport};
@@ -29,6 +30,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Executor {
     caches: Arc<Caches>,
     archives: Option<Archives>,
+    /// What the runs of all namespaces know of registries.
+    hosts: Hosts,
 }
 
 /// The folder of archives, and what is known of those that were refused.
@@ -49,6 +52,7 @@ struct Judged {
     mirror: ValidatedMirror,
     caches: Arc<Caches>,
     archives: Option<Archives>,
+    hosts: Hosts,
 }
 
 impl Executor {
@@ -63,6 +67,7 @@ impl Executor {
                 folder,
                 refused: RefusedArchives::default(),
             }),
+            hosts: Hosts::default(),
         }
     }
 }
@@ -105,6 +110,7 @@ impl Engine for Executor {
             mirror,
             caches: Arc::clone(&self.caches),
             archives: self.archives.clone(),
+            hosts: self.hosts.clone(),
         }))
     }
 }
@@ -144,10 +150,13 @@ impl Prepared for Judged {
             mirror,
             caches,
             archives,
+            hosts,
         } = *self;
         let cache = caches.of(namespace);
         let given = Given {
             archives: archives.map(|archives| archives.of(namespace)),
+            hosts,
+            tenant: namespace.into(),
             ..given
         };
         Box::pin(async move {

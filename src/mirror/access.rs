@@ -1,5 +1,7 @@
 //! How a registry is reached, as a spec says it, and the client that follows from it.
 
+use std::sync::Arc;
+
 use crate::{
     api::{Access, SecretReference},
     image::{Host, RepositoryPath},
@@ -90,6 +92,8 @@ impl RegistryAccess {
             credential: self.credential(given, output)?,
             skip_tls_verify: self.how.skip_tls_verify,
             retry_attempts,
+            hosts: given.hosts.clone(),
+            tenant: Arc::clone(&given.tenant),
             ..ClientOptions::default()
         };
         if let Some(secret) =

@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod folder;
 mod plan;
+mod rate;
 mod report;
 mod request;
 mod secret;

@@ -8,7 +8,7 @@ use crate::{
     cache::Cache,
     image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::Credential,
+    registry::{Credential, Hosts},
     transfer::{Outcome, Registries, Run, RunReport, TransferOptions},
 };
 
@@ -31,6 +31,12 @@ pub struct Given {
     pub logins: Option<Logins>,
     /// Where archives lie; `None` where there is no such folder.
     pub archives: Option<ArchiveFolder>,
+    /// What the process knows of registries.
+    pub hosts: Hosts,
+    /// Whose mirror it is, for a fair share of each registry's connections: the namespace.
+    pub tenant: Arc<str>,
+    /// Whether a run waits for a registry's quota, instead of leaving its images to the next one.
+    pub waits_for_quota: bool,
 }
 
 /// Finds the login for a repository outside of all Secrets: on the command line, among those of docker and podman.
@@ -148,6 +154,7 @@ impl MirrorRequest {
             Work::Copy(plan) => {
                 let run = Run::new(cache, self.registries, self.options, self.output);
                 let run = run.until(deadline, self.timeout);
+                let run = run.parking(self.given.waits_for_quota);
                 Ok(run.execute(&plan.jobs).await)
             }
             Work::Extract {
@@ -168,6 +175,7 @@ impl MirrorRequest {
                     .map_err(|error| Error::OfArchive(Box::new(error)))?;
                 let registries = plan.registries(&self.given, self.retry_attempts, &self.output)?;
                 let run = Run::new(cache, registries, self.options, self.output);
+                let run = run.parking(self.given.waits_for_quota);
                 let mut report = run.until(deadline, timeout).execute(&plan.jobs).await;
                 note_extracted(&mut report, &are_new);
                 Ok(report)

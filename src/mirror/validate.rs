@@ -3,7 +3,7 @@
 //! The API server has checked most of this already; files for `sync` never met one, and an older CRD may have let more
 //! through, so everything is checked again here.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroU64, time::Duration};
 
 use crate::{
     api::{self, ImageMirrorSpec, parse_duration},
@@ -18,7 +18,7 @@ use super::{
     archive::ValidatedArchive,
     destination::{ValidatedDestination, destinations},
     plan::Plan,
-    request,
+    rate, request,
     source::{self, ValidatedSource},
 };
 
@@ -184,6 +184,7 @@ fn transfer_options(transfer: &api::Transfer) -> Result<(TransferOptions, u32)> 
         max_concurrent,
         retry_attempts,
         existing_blobs,
+        bandwidth_limit,
     } = transfer;
     let existing_blobs = match existing_blobs {
         api::ExistingBlobs::Skip => ExistingBlobs::Skip,
@@ -203,9 +204,19 @@ fn transfer_options(transfer: &api::Transfer) -> Result<(TransferOptions, u32)> 
         TransferOptions {
             max_concurrent,
             existing_blobs,
+            bandwidth_limit: bandwidth_limit.as_deref().map(parse_rate).transpose()?,
         },
         retry_attempts,
     ))
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU64> {
+    rate::parse(text).ok_or_else(|| {
+        invalid(
+            "spec.transfer.bandwidthLimit",
+            "must be bytes per second such as 500k, 50Mi or 1Gi",
+        )
+    })
 }
 
 fn parse_interval(text: &str) -> Result<Duration> {

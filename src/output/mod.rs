@@ -312,6 +312,13 @@ impl Transfer {
             .handle(&Event::Advanced { id: self.id, bytes });
     }
 
+    /// `bytes` were there from an earlier attempt: progress, but no traffic.
+    pub fn kept(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        let event = Event::Advanced { id: self.id, bytes };
+        self.output.shared.renderer.handle(&event);
+    }
+
     /// The blob starts again from its first byte. What travelled stays counted as traffic, but not as progress.
     pub fn restart(&self) {
         let lost = self.done.swap(0, Ordering::Relaxed);

@@ -161,12 +161,14 @@ impl ImageManager {
     async fn copy(&self, job: ImageJob, client: RegistryClient) -> Result<()> {
         let registries = Registries::from([(RegistryId(REGISTRY.to_owned()), client)]);
         let run = Run::new(&self.cache, registries, self.options, self.output.clone());
+        // Whoever typed the command waits for it, and can stop it.
+        let run = run.parking(true);
         let in_use = run.use_cache(std::slice::from_ref(&job)).await;
         let _in_use = in_use.map_err(|source| Error::Cache {
             image: job.cached.clone(),
             source,
         })?;
-        let copied = run.copy(&job).await;
+        let copied = run.copy_in_time(&job).await;
         copied.fetched?;
         copied
             .destinations

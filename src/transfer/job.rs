@@ -1,6 +1,6 @@
 //! What a run is asked to do, as plain data: it can be written down, sent to another process and read back.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, num::NonZeroU64};
 
 use serde::{Deserialize, Serialize};
 
@@ -145,10 +145,13 @@ pub enum ExistingBlobs {
 /// Limits and habits of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferOptions {
-    /// Blob transfers at once, over all images and directions of the run. Manifests and questions are not counted.
+    /// Blob transfers at once, over all images of the run: so many from the source, and so many to each destination, which then
+    /// do not wait for each other. Manifests, questions and the ranges of one blob are not counted.
     pub max_concurrent: usize,
     /// What to do about blobs that are there already.
     pub existing_blobs: ExistingBlobs,
+    /// Bytes per second that are read from the source, and as many that are sent to each destination.
+    pub bandwidth_limit: Option<NonZeroU64>,
 }
 
 impl TransferOptions {
@@ -161,6 +164,7 @@ impl Default for TransferOptions {
         Self {
             max_concurrent: Self::DEFAULT_MAX_CONCURRENT,
             existing_blobs: ExistingBlobs::default(),
+            bandwidth_limit: None,
         }
     }
 }

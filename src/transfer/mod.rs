@@ -6,13 +6,21 @@
 //!
 //! The room knows registries and the cache, but neither Kubernetes nor the command line. Start with `run.rs`.
 
+mod arrival;
+mod bandwidth;
+mod download;
 mod error;
 mod image_manager;
+mod incoming;
 mod job;
 mod keyed_lock;
+mod known;
+mod lanes;
+mod parts;
 mod pull;
 mod push;
 mod report;
+mod road;
 mod run;
 mod tar;
 mod tree;

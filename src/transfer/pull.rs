@@ -6,11 +6,16 @@ use crate::{
     cache::{BlobWriter, Claim, StoredImage},
     error::{Class, Classified, handlers},
     image::{Descriptor, Digest, ImageName, RawManifest, Reference},
-    output::{Direction, Transfer},
+    output::{ByteSize, Direction},
     registry::{FoundManifest, RegistryClient},
 };
 
-use super::{Error, RegistryImage, Result, Run, tree::ImageTree};
+use super::{
+    Error, RegistryImage, Result, Run,
+    arrival::{Announcer, Stage},
+    download::{self, Download},
+    tree::ImageTree,
+};
 
 /// An image at its source, and the name under which it is cached.
 pub(super) struct Pull<'a> {
@@ -46,21 +51,22 @@ impl Pull<'_> {
         }
     }
 
-    /// Brings the whole image into the cache. `found` is what a look-up found, if there was one; `uploads` is how often the
-    /// image will travel on from there. The second value tells whether anything was fetched.
-    pub(super) async fn fetch(
-        &self,
-        found: Option<FoundManifest>,
-        uploads: u64,
-    ) -> Result<(ImageTree, bool)> {
+    /// The image with everything below it. `found` is what a look-up found, if there was one.
+    pub(super) async fn tree(&self, found: Option<FoundManifest>) -> Result<ImageTree> {
         let root = self.root_manifest(found).await?;
-        let tree =
-            ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await?;
-        tree.plan(1 + uploads, &self.run.output);
-        // Largest first, all at once: the run's slots decide how many travel.
+        ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await
+    }
+
+    /// Brings the blobs of an image into the cache and lets the image be seen there. Each blob is announced as it comes, in the
+    /// order of [`ImageTree::blobs`]. Tells whether anything was fetched.
+    pub(super) async fn keep(&self, tree: &ImageTree, announcers: Vec<Announcer>) -> Result<bool> {
+        // Largest first, all at once: the run's lanes decide how many travel.
         // A list of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
         // (rust-lang/rust#102211), and the operator's runs move between threads.
-        let downloads: Vec<_> = tree.blobs().map(|blob| self.fetch_blob(blob)).collect();
+        let blobs = tree.blobs().zip(announcers);
+        let downloads: Vec<_> = blobs
+            .map(|(blob, announcer)| self.fetch_blob(blob, announcer))
+            .collect();
         let fetched = stream::iter(downloads)
             .buffer_unordered(usize::MAX)
             .try_fold(0_u64, |count, fetched| async move {
@@ -69,9 +75,9 @@ impl Pull<'_> {
             .await?;
         let known = self.is_cached_as(tree.root.digest()).await?;
         if !known || fetched > 0 {
-            self.store(&tree).await?;
+            self.store(tree).await?;
         }
-        Ok((tree, !known || fetched > 0))
+        Ok(!known || fetched > 0)
     }
 
     /// Whether the cached name already stands for this digest, from this registry.
@@ -131,104 +137,91 @@ impl Pull<'_> {
     }
 
     /// Brings one blob into the cache, unless it is there; tells whether it travelled.
-    async fn fetch_blob(&self, blob: &Descriptor) -> Result<bool> {
+    async fn fetch_blob(&self, blob: &Descriptor, announcer: Announcer) -> Result<bool> {
         let Run {
             cache,
             output,
             downloads,
-            slots,
+            roads,
+            known,
             ..
         } = self.run;
         let _only_one = downloads.lock(&blob.digest).await;
-        if cache
-            .has_blob(blob)
-            .await
-            .map_err(|source| self.cache_error(source))?
-        {
+        let is_here = cache.has_blob(blob).await;
+        let travelled = if is_here.map_err(|source| self.cache_error(source))? {
             output.existing(&blob.digest, blob.size);
-            return Ok(false);
-        }
-        let _slot = slots.acquire().await;
-        match self.claim_and_download(blob).await {
-            // A proxy may have mangled the bytes. Bytes of the wrong number were fetched twice already, by the retries below.
-            Err(error @ Error::Cache { .. }) if error.class() == Class::Digest => {
-                output.warning(format!(
-                    "{}; fetching it once more",
-                    handlers::message(&error)
-                ));
-                self.claim_and_download(blob).await
+            false
+        } else {
+            let _slot = roads.source.lanes.slot(blob.size).await;
+            match self.claim_and_download(blob, &announcer).await {
+                // A proxy may have mangled the bytes. Bytes of the wrong number were fetched twice already, by the retries
+                // below.
+                Err(error @ Error::Cache { .. }) if error.class() == Class::Digest => {
+                    output.warning(format!(
+                        "{}; fetching it once more",
+                        handlers::message(&error)
+                    ));
+                    self.claim_and_download(blob, &announcer).await?
+                }
+                outcome => outcome?,
             }
-            outcome => outcome,
+        };
+        if travelled {
+            known.note(self.client.address(), &self.source.repository, &blob.digest);
         }
+        announcer.announce(Stage::Here);
+        Ok(travelled)
     }
 
     /// Fetches a blob, unless another process was faster; tells whether it travelled.
-    async fn claim_and_download(&self, blob: &Descriptor) -> Result<bool> {
+    async fn claim_and_download(&self, blob: &Descriptor, announcer: &Announcer) -> Result<bool> {
         let claim = self.run.cache.claim_blob(blob).await;
         match claim.map_err(|source| self.cache_error(source))? {
             Claim::Present => {
                 self.run.output.existing(&blob.digest, blob.size);
                 Ok(false)
             }
-            Claim::Fetch(writer) => self.download(blob, writer).await.map(|()| true),
-        }
-    }
-
-    /// Streams a blob into the cache until it is whole or the retries are used up.
-    async fn download(&self, blob: &Descriptor, mut writer: BlobWriter) -> Result<()> {
-        let output = &self.run.output;
-        let transfer = output.transfer(Direction::Download, &blob.digest, blob.size);
-        let mut retry = self.client.retry();
-        loop {
-            let Err(error) = self.stream_once(blob, &mut writer, &transfer).await? else {
-                break;
-            };
-            let Some(pause) = retry.next(&error) else {
-                return Err(self.pull_error(error));
-            };
-            let operation = format!("GET blob {} of {}", blob.digest, self.image());
-            output.retrying(&operation, &handlers::message(&error), pause);
-            tokio::time::sleep(pause).await;
-            writer
-                .restart()
-                .await
-                .map_err(|source| self.cache_error(source))?;
-            transfer.restart();
-        }
-        writer
-            .finish()
-            .await
-            .map_err(|source| self.cache_error(source))?;
-        transfer.complete();
-        Ok(())
-    }
-
-    /// One attempt. The outer error is ours and final, the inner one the registry's and perhaps worth another attempt.
-    async fn stream_once(
-        &self,
-        blob: &Descriptor,
-        writer: &mut BlobWriter,
-        transfer: &Transfer,
-    ) -> Result<std::result::Result<(), crate::registry::Error>> {
-        let mut body = match self.client.get_blob(&self.source.repository, blob).await {
-            Ok(body) => body,
-            // Asking was retried inside; to ask again here would multiply the attempts.
-            Err(error) => return Err(self.pull_error(error)),
-        };
-        loop {
-            match body.next().await {
-                Ok(Some(bytes)) => {
-                    let length = bytes.len() as u64;
-                    writer
-                        .write(bytes)
-                        .await
-                        .map_err(|source| self.cache_error(source))?;
-                    transfer.advance(length);
+            Claim::Fetch(writer) => {
+                if announcer.is_awaited() {
+                    announcer.announce(Stage::Arriving(writer.reader()));
                 }
-                Ok(None) => return Ok(Ok(())),
-                Err(error) => return Ok(Err(error)),
+                self.download(blob, writer).await.map(|()| true)
             }
         }
+    }
+
+    /// Brings what is missing of a blob until it is whole or the retries are used up.
+    async fn download(&self, blob: &Descriptor, writer: BlobWriter) -> Result<()> {
+        let output = &self.run.output;
+        let transfer = output.transfer(Direction::Download, &blob.digest, blob.size);
+        if writer.kept() > 0 {
+            output.info(format!(
+                "blob {} goes on after {} of {}",
+                blob.digest,
+                ByteSize(writer.kept()),
+                ByteSize(blob.size)
+            ));
+            transfer.kept(writer.kept());
+        }
+        let download = Download::new(
+            self.client.blob_download(&self.source.repository, blob),
+            &writer,
+            &transfer,
+            &self.run.roads.source.bandwidth,
+            output,
+            self.client.retry(),
+            format!("GET blob {} of {}", blob.digest, self.image()),
+        );
+        let fetched = download.run().await;
+        drop(download);
+        fetched.map_err(|failure| match failure {
+            download::Failure::Registry(source) => self.pull_error(source),
+            download::Failure::Cache(source) => self.cache_error(source),
+        })?;
+        let finished = writer.finish().await;
+        finished.map_err(|source| self.cache_error(source))?;
+        transfer.complete();
+        Ok(())
     }
 
     async fn cached_manifest(&self, reference: &Reference) -> Result<Option<RawManifest>> {

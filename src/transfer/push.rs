@@ -1,17 +1,33 @@
 //! From the cache to a registry: blobs first, then the manifests from the bottom up, the tag last, so that a registry never
 //! shows an image whose parts are missing (registry rule M7).
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
-    image::{Descriptor, Digest, ImageName, RawManifest, Reference},
+    error::handlers,
+    image::{Descriptor, Digest, ImageName, Manifest, RawManifest, Reference},
     output::Direction,
-    registry::{BlobSource, RegistryClient},
+    registry::{self, BlobSource, BlobUpload, RegistryClient, Uploaded},
 };
 
-use super::{Error, ExistingBlobs, RegistryImage, Result, Run, tree::ImageTree};
+use super::{
+    Error, ExistingBlobs, RegistryImage, Result, Run,
+    arrival::{Arrival, Stage},
+    incoming::{Incoming, Notes},
+    tree::ImageTree,
+};
+
+/// Pauses before a manifest is written again whose blobs the registry says it does not have: some see them a little later.
+const RESEND_PAUSES: [Duration; 3] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+];
+
+/// A blob of this size is here before an upload of it could begin: following it would only hold a connection.
+const TOO_SMALL_TO_FOLLOW: u64 = 256 * 1024;
 
 /// An image in the cache and one place it is to go to.
 pub(super) struct Push<'a> {
@@ -50,24 +66,43 @@ impl Push<'_> {
         Ok(there.as_ref() == Some(digest))
     }
 
-    /// Copies the image from the cache to the registry. Both push modes and every destination of a mirror come here.
-    pub(super) async fn push_from_cache(&self, tree: &ImageTree) -> Result<()> {
-        let layers = tree.layers.iter().map(|blob| (blob, Question::First));
-        let configs = tree.configs.iter().map(|blob| (blob, Question::None));
+    /// Copies the image to the registry: from the cache, or while it comes there. Both push modes and every destination of a
+    /// mirror come here. `arrivals` has one entry per blob, in the order of [`ImageTree::blobs`].
+    pub(super) async fn push_from_cache(
+        &self,
+        tree: &ImageTree,
+        arrivals: &[Arrival],
+    ) -> Result<(), NotSent> {
         // A list of futures: see the note in pull.rs.
-        let sends: Vec<_> = layers
-            .chain(configs)
-            .map(|(blob, question)| self.send_blob(blob, question))
+        let sends: Vec<_> = tree
+            .blobs()
+            .zip(arrivals)
+            .map(|(blob, arrival)| self.send_blob(blob, self.question(tree, blob), arrival))
             .collect();
         stream::iter(sends)
             .buffer_unordered(usize::MAX)
             .try_collect::<()>()
             .await?;
         for child in &tree.children {
-            self.send_manifest(&Reference::Digest(child.digest().clone()), child)
+            self.send_manifest(&Reference::Digest(child.digest().clone()), child, tree)
                 .await?;
         }
-        self.send_manifest(&self.target.reference, &tree.root).await
+        self.send_manifest(&self.target.reference, &tree.root, tree)
+            .await
+    }
+
+    /// A configuration is small, and almost never there when its manifest is not: it is sent without a question (registry
+    /// rule U10).
+    fn question(&self, tree: &ImageTree, blob: &Descriptor) -> Question {
+        let is_config = tree
+            .configs
+            .iter()
+            .any(|config| config.digest == blob.digest);
+        if is_config || self.run.options.existing_blobs == ExistingBlobs::Upload {
+            Question::None
+        } else {
+            Question::First
+        }
     }
 
     /// Tells that every blob of the image is there, where nothing had to be asked blob by blob.
@@ -78,54 +113,182 @@ impl Push<'_> {
         }
     }
 
-    async fn send_manifest(&self, reference: &Reference, manifest: &RawManifest) -> Result<()> {
-        let sent = self
-            .client
+    /// Writes a manifest. A registry that lost blobs meanwhile, or does not see them yet, gets them once more (registry rule
+    /// M9).
+    async fn send_manifest(
+        &self,
+        reference: &Reference,
+        manifest: &RawManifest,
+        tree: &ImageTree,
+    ) -> Result<(), NotSent> {
+        for pause in RESEND_PAUSES {
+            match self.write_manifest(reference, manifest).await {
+                Err(registry::Error::ManifestBlobUnknown {
+                    missing,
+                    answer,
+                    operation,
+                }) => {
+                    let error = registry::Error::ManifestBlobUnknown {
+                        missing: missing.clone(),
+                        answer,
+                        operation,
+                    };
+                    let operation = format!("write the manifest of {}", self.image());
+                    let output = &self.run.output;
+                    output.retrying(&operation, &handlers::message(&error), pause);
+                    tokio::time::sleep(pause).await;
+                    self.mend(manifest, &missing, tree).await?;
+                }
+                written => return written.map_err(|source| self.push_error(source).into()),
+            }
+        }
+        let written = self.write_manifest(reference, manifest).await;
+        written.map_err(|source| self.push_error(source).into())
+    }
+
+    async fn write_manifest(
+        &self,
+        reference: &Reference,
+        manifest: &RawManifest,
+    ) -> registry::Result<()> {
+        self.client
             .upload_manifest_with_token(&self.target.repository, reference, manifest, None)
-            .await;
-        sent.map_err(|source| self.push_error(source))
+            .await
+    }
+
+    /// Sends again what a manifest refers to and the registry does not have; without names, all of it that is not there.
+    async fn mend(
+        &self,
+        manifest: &RawManifest,
+        missing: &[Digest],
+        tree: &ImageTree,
+    ) -> Result<(), NotSent> {
+        let parts = self.parts_of(manifest)?;
+        let is_wanted = |digest: &Digest| {
+            parts.contains(digest) && (missing.is_empty() || missing.contains(digest))
+        };
+        for blob in tree.blobs().filter(|blob| is_wanted(&blob.digest)) {
+            let (address, repository) = (self.client.address(), &self.target.repository);
+            self.run.known.forget(address, repository, &blob.digest);
+            self.send_blob(blob, Question::First, &Arrival::here())
+                .await?;
+        }
+        for child in tree
+            .children
+            .iter()
+            .filter(|child| is_wanted(child.digest()))
+        {
+            let reference = Reference::Digest(child.digest().clone());
+            let written = self.write_manifest(&reference, child).await;
+            written.map_err(|source| self.push_error(source))?;
+        }
+        Ok(())
+    }
+
+    /// The digests that a manifest refers to.
+    fn parts_of(&self, manifest: &RawManifest) -> Result<HashSet<Digest>> {
+        let parsed = manifest.parse().map_err(|source| Error::Manifest {
+            image: self.cached.clone(),
+            source,
+        })?;
+        Ok(match parsed {
+            Manifest::Image(image) => image.blobs().map(|blob| blob.digest.clone()).collect(),
+            Manifest::Index(index) => {
+                let children = index.manifests.into_iter();
+                children.map(|child| child.digest).collect()
+            }
+        })
     }
 
     /// Sends one blob, unless this run or somebody before put it there.
-    async fn send_blob(&self, blob: &Descriptor, question: Question) -> Result<()> {
+    async fn send_blob(
+        &self,
+        blob: &Descriptor,
+        question: Question,
+        arrival: &Arrival,
+    ) -> Result<(), NotSent> {
+        let Run {
+            output,
+            uploads,
+            known,
+            ..
+        } = self.run;
+        let (address, repository) = (self.client.address(), &self.target.repository);
+        let key = (address.to_owned(), repository.clone(), blob.digest.clone());
+        let _only_one = uploads.lock(&key).await;
+        let is_there = known.has(address, repository, &blob.digest)
+            || (question == Question::First && self.has_blob(blob).await?);
+        if is_there {
+            output.existing(&blob.digest, blob.size);
+        } else {
+            self.upload(blob, arrival).await?;
+        }
+        known.note(address, repository, &blob.digest);
+        Ok(())
+    }
+
+    /// Sends the bytes of a blob, which may still be coming.
+    async fn upload(&self, blob: &Descriptor, arrival: &Arrival) -> Result<(), NotSent> {
         let Run {
             cache,
             output,
-            uploads,
-            sent,
-            slots,
-            options,
+            roads,
+            known,
             ..
         } = self.run;
-        let key = (
-            self.target.registry.clone(),
-            self.target.repository.clone(),
-            blob.digest.clone(),
-        );
-        let _only_one = uploads.lock(&key).await;
-        let asks = question == Question::First && options.existing_blobs == ExistingBlobs::Skip;
-        if sent.lock().contains(&key) || (asks && self.has_blob(blob).await?) {
-            output.existing(&blob.digest, blob.size);
-            sent.lock().insert(key);
-            return Ok(());
+        let (address, repository) = (self.client.address(), &self.target.repository);
+        let elsewhere = known.elsewhere(address, repository, &blob.digest);
+        let road = roads.to(address);
+        let mut arrival = arrival.clone();
+        loop {
+            // A blob that another repository has may need no bytes at all.
+            let stage = match elsewhere {
+                Some(_) => Stage::Here,
+                None if blob.size <= TOO_SMALL_TO_FOLLOW => arrival.settled().await,
+                None => arrival.readable().await,
+            };
+            if matches!(stage, Stage::Lost) {
+                return Err(NotSent::Lost);
+            }
+            let outcome = {
+                let _slot = road.lanes.slot(blob.size).await;
+                let source = BlobSource::new(Arc::new(Incoming::new(cache, blob, &arrival, &road)));
+                let transfer = output.transfer(Direction::Upload, &blob.digest, blob.size);
+                let notes = Notes {
+                    cache,
+                    key: format!("{address} {repository} {}", blob.digest),
+                };
+                let upload = BlobUpload {
+                    repository,
+                    descriptor: blob,
+                    source: &source,
+                    progress: &transfer,
+                    mount_from: elsewhere.as_ref(),
+                    notes: Some(&notes),
+                };
+                let sent = self.client.upload_blob_with_token(&upload, None).await;
+                if sent.is_ok() {
+                    transfer.complete();
+                }
+                sent
+            };
+            match outcome {
+                Ok(Uploaded::Mounted) => {
+                    output.detail(format!("blob {} was mounted", blob.digest));
+                    return Ok(());
+                }
+                Ok(Uploaded::Sent | Uploaded::Resumed { .. }) => return Ok(()),
+                // The bytes ended in the middle: their fetch broke off, or began anew because they were wrong.
+                Err(registry::Error::SourceUnreadable { .. })
+                    if !matches!(stage, Stage::Here) && is_here(&mut arrival).await => {}
+                Err(registry::Error::SourceUnreadable { .. })
+                    if matches!(arrival.settled().await, Stage::Lost) =>
+                {
+                    return Err(NotSent::Lost);
+                }
+                Err(error) => return Err(self.push_error(error).into()),
+            }
         }
-        let _slot = slots.acquire().await;
-        let file = cache
-            .open_blob(blob)
-            .await
-            .map_err(|source| self.cache_error(source))?;
-        let file = file.ok_or_else(|| self.incomplete(&blob.digest))?;
-        let source = BlobSource::new(Arc::new(file), blob.size);
-        let transfer = output.transfer(Direction::Upload, &blob.digest, blob.size);
-        let repository = &self.target.repository;
-        let upload = self
-            .client
-            .upload_blob_with_token(repository, blob, &source, &transfer, None)
-            .await;
-        upload.map_err(|source| self.push_error(source))?;
-        transfer.complete();
-        sent.lock().insert(key);
-        Ok(())
     }
 
     async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {
@@ -140,24 +303,30 @@ impl Push<'_> {
         self.target.full_name(self.client.endpoint().host())
     }
 
-    fn incomplete(&self, digest: &Digest) -> Error {
-        Error::CachedImageIncomplete {
-            image: self.cached.clone(),
-            digest: digest.clone(),
-        }
-    }
-
     fn push_error(&self, source: crate::registry::Error) -> Error {
         Error::Push {
             image: self.image(),
             source,
         }
     }
+}
 
-    fn cache_error(&self, source: crate::cache::Error) -> Error {
-        Error::Cache {
-            image: self.cached.clone(),
-            source,
-        }
+/// Whether a blob has come in the end.
+async fn is_here(arrival: &mut Arrival) -> bool {
+    matches!(arrival.settled().await, Stage::Here)
+}
+
+/// Why a destination does not have an image.
+#[derive(Debug)]
+pub(super) enum NotSent {
+    /// There was nothing to send: the fetch failed, and says why.
+    Lost,
+    /// The destination's part.
+    Failed(Box<Error>),
+}
+
+impl From<Error> for NotSent {
+    fn from(error: Error) -> Self {
+        Self::Failed(Box::new(error))
     }
 }

@@ -1,13 +1,17 @@
 //! One run: all jobs at once, each image looked up, fetched and sent to its destinations, nothing moved twice.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
-use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
-use parking_lot::Mutex;
+use futures::{
+    StreamExt,
+    future::{join, join_all},
+    stream::FuturesUnordered,
+};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     cache::{Cache, StoreGuard},
+    error::{Class, Classified},
     image::{Digest, Reference, RepositoryPath},
     output::OutputManager,
     registry::RegistryClient,
@@ -15,15 +19,24 @@ use crate::{
 
 use super::{
     Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries,
-    RegistryId, RegistryImage, Result, RunReport, TransferOptions, keyed_lock::KeyedLock,
-    pull::Pull, push::Push, tree::ImageTree,
+    RegistryId, RegistryImage, Result, RunReport, TransferOptions,
+    arrival::{self, Arrival},
+    keyed_lock::KeyedLock,
+    known::KnownBlobs,
+    pull::Pull,
+    push::{NotSent, Push},
+    road::Roads,
+    tree::ImageTree,
 };
 
-/// Images a run works on at once. Blobs have their own limit; this one bounds manifests in memory and questions in flight.
+/// Images a run asks about at once: questions are small, but each costs a round trip.
+const QUESTIONS_AT_ONCE: usize = 64;
+
+/// Images a run moves at once. Blobs have their own limit; this one bounds manifests in memory and requests in flight.
 const IMAGES_AT_ONCE: usize = 16;
 
-/// A blob at its destination.
-type UploadKey = (RegistryId, RepositoryPath, Digest);
+/// A blob at its destination: address, repository, digest.
+type UploadKey = (String, RepositoryPath, Digest);
 
 /// The state that the jobs of a run share. Dropping a running [`Run::execute`] cancels it: partial downloads are removed and
 /// no half image becomes visible anywhere.
@@ -34,14 +47,17 @@ pub struct Run {
     pub(super) options: TransferOptions,
     registries: Registries,
     deadline: Option<Deadline>,
-    /// One permit per blob transfer, over all images and directions.
-    pub(super) slots: Semaphore,
+    parks: bool,
+    /// One permit per image that is moved.
+    moving: Semaphore,
+    /// Slots and bandwidth, per direction.
+    pub(super) roads: Roads,
     /// Who fetches which blob: images of one run often share layers.
     pub(super) downloads: KeyedLock<Digest>,
     /// Who sends which blob where; two uploads of one blob to one repository disturb each other (registry rule U13).
     pub(super) uploads: KeyedLock<UploadKey>,
-    /// What this run sent or found there: it is not asked about again.
-    pub(super) sent: Mutex<HashSet<UploadKey>>,
+    /// What this run fetched, sent or found where.
+    pub(super) known: KnownBlobs,
 }
 
 /// When a run is over, whatever it has left to do.
@@ -65,10 +81,12 @@ impl Run {
             options,
             registries,
             deadline: None,
-            slots: Semaphore::new(options.max_concurrent.max(1)),
+            parks: false,
+            moving: Semaphore::new(IMAGES_AT_ONCE),
+            roads: Roads::new(options),
             downloads: KeyedLock::default(),
             uploads: KeyedLock::default(),
-            sent: Mutex::default(),
+            known: KnownBlobs::default(),
         }
     }
 
@@ -76,6 +94,13 @@ impl Run {
     #[must_use]
     pub const fn until(mut self, at: Instant, timeout: Duration) -> Self {
         self.deadline = Some(Deadline { at, timeout });
+        self
+    }
+
+    /// Whether it waits when a registry's quota is used up, instead of leaving its images to a later run. The time counts for no timeout.
+    #[must_use]
+    pub const fn parking(mut self, parks: bool) -> Self {
+        self.parks = parks;
         self
     }
 
@@ -89,7 +114,7 @@ impl Run {
         // that waits for its registry must not hold up the rest.
         let (mut running, mut images) = (FuturesUnordered::new(), Vec::with_capacity(jobs.len()));
         for (position, job) in jobs.iter().enumerate() {
-            if running.len() >= IMAGES_AT_ONCE {
+            if running.len() >= QUESTIONS_AT_ONCE {
                 images.extend(running.next().await);
             }
             running.push(async move { (position, self.image_report(job).await) });
@@ -179,11 +204,29 @@ impl Run {
         }
     }
 
-    async fn copy_in_time(&self, job: &ImageJob) -> Copied {
+    /// Copies one image within the run's time, and waits for quota where that is wanted.
+    pub(super) async fn copy_in_time(&self, job: &ImageJob) -> Copied {
+        let mut parked = Duration::ZERO;
+        loop {
+            let copied = self.copy_until(job, parked).await;
+            let Some(pause) = copied.quota_wait().filter(|_| self.parks) else {
+                return copied;
+            };
+            self.output.info(format!(
+                "{}: the registry's quota is used up; it may be asked again in {} s, which is waited for",
+                job.cached,
+                pause.as_secs()
+            ));
+            tokio::time::sleep(pause).await;
+            parked += pause;
+        }
+    }
+
+    async fn copy_until(&self, job: &ImageJob, parked: Duration) -> Copied {
         let Some(Deadline { at, timeout }) = self.deadline else {
             return self.copy(job).await;
         };
-        let copied = tokio::time::timeout_at(at, self.copy(job)).await;
+        let copied = tokio::time::timeout_at(at + parked, self.copy(job)).await;
         copied.unwrap_or_else(|_| {
             let image = job.cached.clone();
             Copied::not_fetched(None, Error::RunTimedOut { image, timeout })
@@ -191,7 +234,7 @@ impl Run {
     }
 
     /// Copies one image, with typed errors. `Ok(true)` means that something moved.
-    pub(super) async fn copy(&self, job: &ImageJob) -> Copied {
+    async fn copy(&self, job: &ImageJob) -> Copied {
         match &job.source {
             Some(source) => self.copy_from_registry(job, source).await,
             None => self.copy_from_cache(job).await,
@@ -210,9 +253,9 @@ impl Run {
             cached: &job.cached,
         };
         if job.destinations.is_empty() {
-            return match pull.fetch(None, 0).await {
-                Ok((tree, moved)) => Copied {
-                    digest: Some(tree.root.digest().clone()),
+            return match self.fill(&pull).await {
+                Ok((digest, moved)) => Copied {
+                    digest: Some(digest),
                     fetched: Ok(moved),
                     destinations: vec![],
                 },
@@ -233,16 +276,37 @@ impl Run {
                 destinations: settled(there),
             };
         }
-        match pull.fetch(Some(found), missing(&there)).await {
-            Ok((tree, moved)) => self.send_where_missing(job, there, tree, moved).await,
+        let _moving = self.moving.acquire().await;
+        let tree = match pull.tree(Some(found)).await {
+            Ok(tree) => tree,
             Err(error) => {
                 let destinations = settled(there);
-                Copied {
+                return Copied {
                     destinations,
                     ..Copied::not_fetched(Some(digest), error)
-                }
+                };
             }
+        };
+        tree.plan(1 + missing(&there), &self.output);
+        let (announcers, arrivals): (Vec<_>, Vec<_>) =
+            tree.blobs().map(|_| arrival::expected()).unzip();
+        let sent = self.send_where_missing(job, there, &tree, arrivals);
+        let (fetched, destinations) = join(pull.keep(&tree, announcers), sent).await;
+        Copied {
+            digest: Some(digest),
+            fetched,
+            destinations,
         }
+    }
+
+    /// Fills the cache, and nothing else.
+    async fn fill(&self, pull: &Pull<'_>) -> Result<(Digest, bool)> {
+        let _moving = self.moving.acquire().await;
+        let tree = pull.tree(None).await?;
+        tree.plan(1, &self.output);
+        let announcers = tree.blobs().map(|_| arrival::expected().0).collect();
+        let moved = pull.keep(&tree, announcers).await?;
+        Ok((tree.root.digest().clone(), moved))
     }
 
     async fn copy_from_cache(&self, job: &ImageJob) -> Copied {
@@ -252,7 +316,14 @@ impl Run {
         };
         let there = self.ask_destinations(job, tree.root.digest()).await;
         tree.plan(missing(&there), &self.output);
-        self.send_where_missing(job, there, tree, false).await
+        let _moving = self.moving.acquire().await;
+        let arrivals = tree.blobs().map(|_| Arrival::here()).collect();
+        let destinations = self.send_where_missing(job, there, &tree, arrivals).await;
+        Copied {
+            digest: Some(tree.root.digest().clone()),
+            fetched: Ok(false),
+            destinations,
+        }
     }
 
     /// Reads an image with everything below it from the cache.
@@ -290,32 +361,46 @@ impl Run {
         .await
     }
 
-    /// Sends a cached image to every destination that said it does not have it.
+    /// Sends an image to every destination that said it does not have it, while it comes or from the cache.
     async fn send_where_missing(
         &self,
         job: &ImageJob,
         there: Vec<Result<bool>>,
-        tree: ImageTree,
-        moved: bool,
-    ) -> Copied {
-        let tree = &tree;
-        let destinations = join_all(job.destinations.iter().zip(there).map(
-            async |(destination, there)| {
-                let push = self.push_to(job, destination, tree.root.digest())?;
-                if there? {
-                    push.count_existing(tree);
-                    return Ok(false);
-                }
-                push.push_from_cache(tree).await.map(|()| true)
-            },
-        ))
-        .await;
-        let digest = Some(tree.root.digest().clone());
-        Copied {
-            digest,
-            fetched: Ok(moved),
-            destinations: destinations.into_iter().map(Some).collect(),
+        tree: &ImageTree,
+        arrivals: Vec<Arrival>,
+    ) -> Vec<Option<Result<bool>>> {
+        let arrivals = &arrivals;
+        join_all(
+            job.destinations
+                .iter()
+                .zip(there)
+                .map(async |(destination, there)| {
+                    let sent = self.send_to(job, destination, there, tree, arrivals).await;
+                    match sent {
+                        Ok(moved) => Some(Ok(moved)),
+                        Err(NotSent::Lost) => None,
+                        Err(NotSent::Failed(error)) => Some(Err(*error)),
+                    }
+                }),
+        )
+        .await
+    }
+
+    async fn send_to(
+        &self,
+        job: &ImageJob,
+        destination: &Destination,
+        there: Result<bool>,
+        tree: &ImageTree,
+        arrivals: &[Arrival],
+    ) -> Result<bool, NotSent> {
+        let push = self.push_to(job, destination, tree.root.digest())?;
+        if there? {
+            push.count_existing(tree);
+            return Ok(false);
         }
+        push.push_from_cache(tree, arrivals).await?;
+        Ok(true)
     }
 
     /// One image on its way to one destination.
@@ -387,6 +472,17 @@ pub(super) struct Copied {
 }
 
 impl Copied {
+    /// How long a registry wants to be left alone, where that is all that is wrong.
+    fn quota_wait(&self) -> Option<Duration> {
+        let destinations = self.destinations.iter().flatten();
+        let errors = destinations.filter_map(|outcome| outcome.as_ref().err());
+        errors
+            .chain(self.fetched.as_ref().err())
+            .filter(|error| error.class() == Class::RateLimited)
+            .filter_map(Error::retry_after)
+            .max()
+    }
+
     const fn not_fetched(digest: Option<Digest>, error: Error) -> Self {
         Self {
             digest,

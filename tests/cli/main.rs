@@ -24,5 +24,6 @@ mod memory;
 mod options;
 mod output;
 mod proxies;
+mod resume;
 mod round_trip;
 mod sync;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{api::ImageMirrorSpec, error::handlers, output::OutputManager};
+use crate::{api::ImageMirrorSpec, error::handlers, output::OutputManager, registry::Hosts};
 
 use super::{
     documents::{Document, Documents, ObjectName, Problem},
@@ -24,6 +24,8 @@ pub struct Surroundings {
     pub logins: Option<Logins>,
     /// The folder that paths of archives are relative to; none = that of the file.
     pub archives: Option<PathBuf>,
+    /// What the process knows of registries.
+    pub hosts: Hosts,
 }
 
 /// A mirror that is ready.
@@ -169,6 +171,10 @@ impl Documents {
                 settle: Duration::ZERO,
                 refused: RefusedArchives::default(),
             }),
+            hosts: surroundings.hosts.clone(),
+            tenant: namespace.as_str().into(),
+            // Whoever typed the command waits for it, and can stop it.
+            waits_for_quota: true,
         })
     }
 

@@ -383,13 +383,21 @@ fn spec() -> impl Strategy<Value = ImageMirrorSpec> {
         proptest::collection::vec(digest, 0..3),
         access(),
     );
-    let transfer = proptest::option::of((1..=64, 0..=20).prop_map(
-        |(max_concurrent, retry_attempts)| Transfer {
-            max_concurrent,
-            retry_attempts,
-            existing_blobs: ExistingBlobs::Upload,
-        },
-    ));
+    let transfer = proptest::option::of(
+        (
+            1..=64,
+            0..=20,
+            proptest::option::of(text("[1-9][0-9]{0,5}(k|Mi|G)?")),
+        )
+            .prop_map(
+                |(max_concurrent, retry_attempts, bandwidth_limit)| Transfer {
+                    max_concurrent,
+                    retry_attempts,
+                    existing_blobs: ExistingBlobs::Upload,
+                    bandwidth_limit,
+                },
+            ),
+    );
     let rest = (
         proptest::option::of(text("[1-9][0-9]{0,2}[mh]")),
         proptest::option::of(any::<bool>()),

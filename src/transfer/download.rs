@@ -1,0 +1,338 @@
+//! One blob from a registry into its place in the cache: several ranges at once, each from where the last one broke off.
+
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::{
+    cache::{self, BlobWriter},
+    error::handlers,
+    output::{OutputManager, Transfer},
+    registry::{self, BlobDownload, BlobStream, ConnectionSlot, Retry},
+};
+
+use super::{bandwidth::Bandwidth, parts::Parts};
+
+/// Ranges of one blob at once. How many connections a registry bears is its limiter's business; this bounds what we hold.
+const RANGES_AT_ONCE: usize = 64;
+
+/// The same while it is not known whether the registry gives ranges at all: those that do not begin the whole blob each time.
+const RANGES_AT_FIRST: usize = 4;
+
+/// Progress after which failures are counted from zero (registry rule R21).
+const PROGRESS: u64 = 1024 * 1024;
+
+/// Why a blob did not come.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The registry's part.
+    Registry(registry::Error),
+    /// Ours.
+    Cache(cache::Error),
+}
+
+impl From<cache::Error> for Failure {
+    fn from(error: cache::Error) -> Self {
+        Self::Cache(error)
+    }
+}
+
+/// A blob on its way.
+pub(super) struct Download<'a> {
+    source: BlobDownload,
+    writer: &'a BlobWriter,
+    transfer: &'a Transfer,
+    bandwidth: &'a Bandwidth,
+    output: &'a OutputManager,
+    /// In messages: `GET blob sha256:... of host/app:1`.
+    operation: String,
+    parts: Mutex<Parts>,
+    course: Mutex<Course>,
+    /// Bytes that came, by whatever range.
+    arrived: AtomicU64,
+}
+
+/// Failures so far.
+struct Course {
+    retry: Retry,
+    /// Failures that counted. Ranges that began before the last of them fail for the same reason: a lost link is one failure,
+    /// however many connections it had.
+    counted: u64,
+    not_before: Instant,
+    /// What had arrived when the last failure was counted.
+    arrived: u64,
+}
+
+/// What became of one range.
+enum Outcome {
+    Came,
+    /// It broke off; the rest was given back.
+    Broken(Broken),
+    /// The registry sends the whole blob, whatever it is asked for (registry rule D3).
+    Whole(BlobStream),
+}
+
+impl<'a> Download<'a> {
+    pub(super) fn new(
+        source: BlobDownload,
+        writer: &'a BlobWriter,
+        transfer: &'a Transfer,
+        bandwidth: &'a Bandwidth,
+        output: &'a OutputManager,
+        retry: Retry,
+        operation: String,
+    ) -> Self {
+        let parts = Parts::new(writer.descriptor().size, writer.missing());
+        Self {
+            source,
+            writer,
+            transfer,
+            bandwidth,
+            output,
+            operation,
+            parts: Mutex::new(parts),
+            course: Mutex::new(Course {
+                retry,
+                counted: 0,
+                not_before: Instant::now(),
+                arrived: 0,
+            }),
+            arrived: AtomicU64::new(0),
+        }
+    }
+
+    /// Fetches all that is missing.
+    pub(super) async fn run(&self) -> Result<(), Failure> {
+        let mut ranges = FuturesUnordered::new();
+        // Kept over the rounds: who gives up waiting for a connection loses its place in the queue.
+        let mut waiting: Option<BoxFuture<'_, ConnectionSlot>> = None;
+        loop {
+            if waiting.is_none() && ranges.len() < self.at_once() && !self.parts.lock().is_empty() {
+                waiting = Some(self.connection().boxed());
+            }
+            tokio::select! {
+                slot = granted(&mut waiting), if waiting.is_some() => {
+                    waiting = None;
+                    ranges.push(self.fetch_next(slot));
+                }
+                Some(outcome) = ranges.next(), if !ranges.is_empty() => match outcome? {
+                    Outcome::Came => {}
+                    Outcome::Broken(broken) => self.bear(broken)?,
+                    Outcome::Whole(stream) => {
+                        ranges.clear();
+                        return self.fetch_whole(stream).await;
+                    }
+                },
+                else => return Ok(()),
+            }
+        }
+    }
+
+    /// How many ranges may be on their way.
+    fn at_once(&self) -> usize {
+        match self.source.takes_ranges() {
+            Some(true) => RANGES_AT_ONCE,
+            Some(false) => 1,
+            None => RANGES_AT_FIRST,
+        }
+    }
+
+    /// Waits out the pause after a failure, then for a connection.
+    async fn connection(&self) -> ConnectionSlot {
+        let not_before = self.course.lock().not_before;
+        tokio::time::sleep_until(not_before).await;
+        self.source.slot().await
+    }
+
+    /// Fetches the next part, as far as it comes.
+    async fn fetch_next(&self, slot: ConnectionSlot) -> Result<Outcome, Failure> {
+        let Some(part) = self.parts.lock().take() else {
+            return Ok(Outcome::Came);
+        };
+        let attempt = self.begin();
+        let asked = Instant::now();
+        let mut stream = match self.source.range_in(slot, part.clone()).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(self.break_off(attempt, error, true, part)),
+        };
+        let first_byte = asked.elapsed();
+        if stream.offset() != part.start {
+            self.parts.lock().give_back(part);
+            return Ok(Outcome::Whole(stream));
+        }
+        let mut position = part.start;
+        while position < part.end {
+            let bytes = match stream.next().await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => break,
+                Err(error) => {
+                    return Ok(self.break_off(attempt, error, false, position..part.end));
+                }
+            };
+            let length = bytes.len() as u64;
+            self.store(position, bytes).await?;
+            position += length;
+        }
+        let length = part.end - part.start;
+        let whole = asked.elapsed();
+        let mut parts = self.parts.lock();
+        parts.note(length, first_byte, whole);
+        Ok(Outcome::Came)
+    }
+
+    /// Goes on with a stream of the whole blob; what is there already is passed over, for the hash will tell.
+    async fn fetch_whole(&self, stream: BlobStream) -> Result<(), Failure> {
+        let mut next = Some(stream);
+        loop {
+            let attempt = self.begin();
+            let outcome = match next.take() {
+                Some(stream) => self.take_whole(stream, &attempt).await?,
+                None => {
+                    let slot = self.connection().await;
+                    let whole = 0..self.writer.descriptor().size;
+                    match self.source.range_in(slot, whole).await {
+                        Ok(stream) => self.take_whole(stream, &attempt).await?,
+                        Err(error) => Some(attempt.broken(error, true)),
+                    }
+                }
+            };
+            match outcome {
+                None => return Ok(()),
+                Some(broken) => self.bear(broken)?,
+            }
+        }
+    }
+
+    /// Takes what is missing out of a stream that begins with the first byte.
+    async fn take_whole(
+        &self,
+        mut stream: BlobStream,
+        attempt: &Attempt,
+    ) -> Result<Option<Broken>, Failure> {
+        let missing = self.writer.missing();
+        let mut position = stream.offset();
+        loop {
+            let bytes = match stream.next().await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return Ok(None),
+                Err(error) => return Ok(Some(attempt.broken(error, false))),
+            };
+            let here = position..position + bytes.len() as u64;
+            for range in &missing {
+                let (start, end) = (range.start.max(here.start), range.end.min(here.end));
+                if start < end {
+                    let piece = within(&bytes, start - here.start, end - here.start);
+                    self.store(start, piece).await?;
+                }
+            }
+            position = here.end;
+        }
+    }
+
+    /// Hands bytes over to the cache.
+    async fn store(&self, position: u64, bytes: Bytes) -> Result<(), Failure> {
+        let length = bytes.len();
+        self.bandwidth.take(length).await;
+        self.writer.write_at(position, bytes).await?;
+        self.transfer.advance(length as u64);
+        self.arrived.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn begin(&self) -> Attempt {
+        Attempt {
+            counted_before: self.course.lock().counted,
+            arrived: self.arrived.load(Ordering::Relaxed),
+        }
+    }
+
+    fn break_off(
+        &self,
+        attempt: Attempt,
+        error: registry::Error,
+        is_final: bool,
+        rest: Range<u64>,
+    ) -> Outcome {
+        self.parts.lock().give_back(rest);
+        Outcome::Broken(attempt.broken(error, is_final))
+    }
+
+    /// Decides whether the work goes on after a failure, and when.
+    fn bear(&self, broken: Broken) -> Result<(), Failure> {
+        let Broken {
+            attempt,
+            error,
+            is_final,
+        } = broken;
+        let arrived = self.arrived.load(Ordering::Relaxed);
+        let mut course = self.course.lock();
+        // Of the ranges that a lost link breaks, only the first counts.
+        if attempt.counted_before < course.counted {
+            return Ok(());
+        }
+        // The registry was asked as often as is allowed, and nothing else came meanwhile.
+        if is_final && arrived - attempt.arrived < PROGRESS {
+            return Err(Failure::Registry(error));
+        }
+        let progress = arrived - course.arrived;
+        course.retry.progressed(progress);
+        let Some(pause) = course.retry.next(&error) else {
+            return Err(Failure::Registry(error));
+        };
+        course.counted += 1;
+        course.arrived = arrived;
+        course.not_before = Instant::now() + pause;
+        drop(course);
+        self.output
+            .retrying(&self.operation, &handlers::message(&error), pause);
+        Ok(())
+    }
+}
+
+/// A range that was begun.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    /// Failures that had been counted by then.
+    counted_before: u64,
+    /// Bytes that had arrived by then.
+    arrived: u64,
+}
+
+impl Attempt {
+    const fn broken(self, error: registry::Error, is_final: bool) -> Broken {
+        Broken {
+            attempt: self,
+            error,
+            is_final,
+        }
+    }
+}
+
+/// A range that broke off.
+struct Broken {
+    attempt: Attempt,
+    error: registry::Error,
+    /// The registry was asked again and again already.
+    is_final: bool,
+}
+
+/// Waits for what is waited for, which is for ever if that is nothing.
+async fn granted(waiting: &mut Option<BoxFuture<'_, ConnectionSlot>>) -> ConnectionSlot {
+    match waiting {
+        Some(slot) => slot.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A piece of a piece.
+fn within(bytes: &Bytes, start: u64, end: u64) -> Bytes {
+    // Both lie within a piece that is in memory.
+    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+    bytes.slice(at(start)..at(end).min(bytes.len()))
+}

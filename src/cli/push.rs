@@ -101,6 +101,7 @@ impl Push {
         let options = TransferOptions {
             max_concurrent: self.max_concurrent.into(),
             existing_blobs,
+            ..TransferOptions::default()
         };
         let source = Source::of(&self.source, self.image)?;
         let RegistryOptions {

@@ -14,7 +14,7 @@ use crate::{
     cache::{self, BlobWriter},
     error::handlers,
     output::{OutputManager, Transfer},
-    registry::{self, BlobDownload, BlobStream, ConnectionSlot, Retry},
+    registry::{self, BlobDownload, BlobStream, Slot as ConnectionSlot, Retry},
 };
 
 use super::{bandwidth::Bandwidth, parts::Parts};

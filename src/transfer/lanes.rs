@@ -176,7 +176,8 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none());
         drop(first);
         waiting.await;
-        order.into_inner()
+        let order = order.lock();
+        order.clone()
     }
 
     #[tokio::test]
@@ -235,7 +236,8 @@ mod tests {
                     }
                 })).await;
                 assert!(running.lock().1 <= slots);
-                assert_eq!((lanes.0.lock().free, lanes.0.lock().small_running), (slots, 0));
+                let state = lanes.0.lock();
+                assert_eq!((state.free, state.small_running), (slots, 0));
             });
         }
     }

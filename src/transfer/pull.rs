@@ -212,7 +212,8 @@ impl Pull<'_> {
             self.client.retry(),
             format!("GET blob {} of {}", blob.digest, self.image()),
         );
-        let fetched = download.run().await;
+        // Boxed, as below: the state of everything nested would else be one value of many kilobytes per blob.
+        let fetched = Box::pin(download.run()).await;
         drop(download);
         fetched.map_err(|failure| match failure {
             download::Failure::Registry(source) => self.pull_error(source),

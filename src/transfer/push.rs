@@ -266,7 +266,7 @@ impl Push<'_> {
                     mount_from: elsewhere.as_ref(),
                     notes: Some(&notes),
                 };
-                let sent = self.client.upload_blob_with_token(&upload, None).await;
+                let sent = Box::pin(self.client.upload_blob_with_token(&upload, None)).await;
                 if sent.is_ok() {
                     transfer.complete();
                 }

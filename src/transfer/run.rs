@@ -224,9 +224,9 @@ impl Run {
 
     async fn copy_until(&self, job: &ImageJob, parked: Duration) -> Copied {
         let Some(Deadline { at, timeout }) = self.deadline else {
-            return self.copy(job).await;
+            return Box::pin(self.copy(job)).await;
         };
-        let copied = tokio::time::timeout_at(at + parked, self.copy(job)).await;
+        let copied = tokio::time::timeout_at(at + parked, Box::pin(self.copy(job))).await;
         copied.unwrap_or_else(|_| {
             let image = job.cached.clone();
             Copied::not_fetched(None, Error::RunTimedOut { image, timeout })

@@ -8,7 +8,10 @@ use std::path::PathBuf;
 
 use clap::{Args, builder::FalseyValueParser};
 
-use crate::mirror::{Documents, PreparedMirror, Surroundings};
+use crate::{
+    mirror::{Documents, PreparedMirror, Surroundings},
+    registry::Hosts,
+};
 
 use super::{Result, access, error::Usage, options::CacheOptions, render::Screen};
 use report_file::ReportFile;
@@ -65,6 +68,7 @@ impl Sync {
         let surroundings = Surroundings {
             logins: logins.transpose()?,
             archives: self.archive_dir.clone(),
+            hosts: Hosts::default(),
         };
         let mirrors = documents
             .prepare(&surroundings, screen.output())

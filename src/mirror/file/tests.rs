@@ -119,6 +119,7 @@ fn the_pull_secrets_of_accounts_are_used_and_otherwise_the_logins_of_the_user() 
     let surroundings = Surroundings {
         logins: Some(Logins::new(|_, _| Some(Credential::Anonymous))),
         archives: None,
+        ..Surroundings::default()
     };
     assert!(prepare(&[&by_account], &surroundings).is_ok());
     let account = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot, namespace: team}, imagePullSecrets: [{name: pull}]}";

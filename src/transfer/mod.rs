@@ -9,7 +9,6 @@
 mod error;
 mod image_manager;
 mod job;
-mod keyed_lock;
 mod pull;
 mod push;
 mod report;

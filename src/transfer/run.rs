@@ -9,14 +9,15 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     cache::{Cache, StoreGuard},
     image::{Digest, Reference, RepositoryPath},
+    keyed_lock::KeyedLock,
     output::OutputManager,
     registry::RegistryClient,
 };
 
 use super::{
     Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries,
-    RegistryId, RegistryImage, Result, RunReport, TransferOptions, keyed_lock::KeyedLock,
-    pull::Pull, push::Push, tree::ImageTree,
+    RegistryId, RegistryImage, Result, RunReport, TransferOptions, pull::Pull, push::Push,
+    tree::ImageTree,
 };
 
 /// Images a run works on at once. Blobs have their own limit; this one bounds manifests in memory and questions in flight.

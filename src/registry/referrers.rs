@@ -19,7 +19,7 @@ const SUBJECT_HEADER: &str = "oci-subject";
 const ATTEMPTS: usize = 5;
 
 /// Longest pause after a lost write; a list is read and written within some round trips.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A list as it was read.
 struct List {

@@ -102,7 +102,7 @@ impl RawManifest {
         };
         let fields = parse_fields(&bytes, &digest)?;
         // A body of another type says so by a header that is about manifests; `application/json` says nothing.
-        let declared = content_type.filter(|value| is_manifest_type(value));
+        let declared = content_type.filter(|value| value.names_a_manifest());
         let schema1 =
             fields.schema_version == Some(1) || declared.is_some_and(MediaType::is_schema1);
         if schema1 {
@@ -231,11 +231,6 @@ impl RawManifest {
             remedy: "only OCI and Docker images, indexes and artifacts can be copied",
         })
     }
-}
-
-/// Whether a `Content-Type` claims to be about a manifest at all; plain `application/json` and the like do not.
-fn is_manifest_type(media_type: &MediaType) -> bool {
-    media_type.is_index() || media_type.is_manifest() || media_type.is_schema1()
 }
 
 /// Reads the fields, or tells why not.

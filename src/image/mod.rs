@@ -15,6 +15,7 @@ mod referrer;
 
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher};
+pub(crate) use error::shown;
 pub use error::{Error, Result};
 pub use manifest::{ImageManifest, Index, Manifest, RawManifest};
 pub use media_type::{MANIFEST_ACCEPT, MediaType};

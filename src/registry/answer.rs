@@ -79,7 +79,7 @@ struct ErrorEntry {
 
 impl Answer {
     /// An answer of which only the status counts.
-    pub(super) const fn of_status(status: StatusCode) -> Self {
+    pub(crate) const fn of_status(status: StatusCode) -> Self {
         Self { status, said: None }
     }
 

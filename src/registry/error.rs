@@ -26,7 +26,7 @@ pub struct Operation(Arc<str>);
 
 impl Operation {
     /// From a verb phrase without credentials.
-    pub(super) fn new(text: impl Into<Arc<str>>) -> Self {
+    pub(crate) fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
 

@@ -64,10 +64,11 @@ impl Push<'_> {
             .try_collect::<()>()
             .await?;
         for child in &tree.children {
-            self.send_manifest(&Reference::Digest(child.digest().clone()), child)
+            self.send_manifest(&Reference::Digest(child.digest().clone()), child, tree)
                 .await?;
         }
-        self.send_manifest(&self.target.reference, &tree.root).await
+        self.send_manifest(&self.target.reference, &tree.root, tree)
+            .await
     }
 
     /// Tells that every blob of the image is there, where nothing had to be asked blob by blob.
@@ -78,12 +79,17 @@ impl Push<'_> {
         }
     }
 
-    async fn send_manifest(&self, reference: &Reference, manifest: &RawManifest) -> Result<()> {
+    async fn send_manifest(
+        &self,
+        reference: &Reference,
+        manifest: &RawManifest,
+        tree: &ImageTree,
+    ) -> Result<()> {
         let sent = self
             .client
             .upload_manifest_with_token(&self.target.repository, reference, manifest, None)
             .await;
-        sent.map_err(|source| self.push_error(source))
+        sent.map_err(|source| tree.refused(self.image(), source))
     }
 
     /// Sends one blob, unless this run or somebody before put it there.

@@ -370,7 +370,11 @@ async fn whatever_the_body_of_a_404_is_the_manifest_is_not_there() {
         r#"{"error":"x"}"#,
         "gone",
     ] {
-        let server = Server::start(move |_| reply(StatusCode::NOT_FOUND, &[], body)).await;
+        let server = Server::start(move |seen| match seen.line().as_str() {
+            "GET /v2/" => status(200),
+            _ => reply(StatusCode::NOT_FOUND, &[], body),
+        })
+        .await;
         let client = server.client();
         assert_eq!(
             client.head_manifest(&repository(), &tag()).await.unwrap(),

@@ -24,6 +24,7 @@ pub mod cli;
 pub mod controller;
 pub mod error;
 pub mod image;
+mod keyed_lock;
 pub mod mirror;
 pub mod output;
 pub mod registry;

@@ -75,6 +75,9 @@ impl<'a> Marks<'a> {
                 self.blobs.extend(digests);
             }
             Ok(Manifest::Index(index)) => {
+                // Build caches are indexes that name blobs; a manifest's digest among them does no harm.
+                let digests = index.manifests.iter().map(|child| child.digest.clone());
+                self.blobs.extend(digests);
                 let children = index.manifests.iter();
                 open.extend(
                     children.filter_map(|child| by_digest.get(&(repository, &child.digest))),

@@ -7,6 +7,9 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use super::error::{Error, Result, shown};
 
+/// The registered names of algorithms have at most nine characters; a longer one fits no message.
+const MAX_ALGORITHM_LENGTH: usize = 64;
+
 /// The algorithms of the image specification that registries use (image-spec, "Registered algorithms").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
@@ -97,6 +100,23 @@ impl FromStr for Digest {
             hex: hex.into(),
         })
     }
+}
+
+/// The algorithm of a digest that is well formed (image-spec, "Digests"), but by none of ours.
+pub(super) fn unsupported_algorithm(value: &str) -> Option<&str> {
+    let (name, encoded) = value.split_once(':')?;
+    let is_component = |part: &str| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    };
+    let is_encoded = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'=' | b'_' | b'-');
+    let is_well_formed = name.len() <= MAX_ALGORITHM_LENGTH
+        && name.split(['+', '.', '_', '-']).all(is_component)
+        && !encoded.is_empty()
+        && encoded.bytes().all(is_encoded);
+    (is_well_formed && !matches!(name, "sha256" | "sha512")).then_some(name)
 }
 
 impl fmt::Display for Digest {

@@ -72,6 +72,17 @@ pub enum Error {
         /// What is wrong, from the parser, escaped and shortened.
         reason: String,
     },
+    /// A manifest names its parts by digests that cannot be checked here.
+    #[error(
+        "manifest {digest} names its parts by the digest algorithm {algorithm}, and only sha256 and sha512 are supported: build \
+         the image with one of these"
+    )]
+    AlgorithmUnsupported {
+        /// Digest of the bytes.
+        digest: Digest,
+        /// The algorithm's name.
+        algorithm: String,
+    },
     /// A manifest of a kind that cannot be copied any more.
     #[error("manifest {digest} has the type {media_type}: {remedy}")]
     ManifestUnsupported {
@@ -95,7 +106,9 @@ impl Classified for Error {
             | Self::MissingReference { .. }
             | Self::InvalidPlatform { .. } => Class::Config,
             // What a registry offers is refused; other images go on.
-            Self::ManifestInvalid { .. } | Self::ManifestUnsupported { .. } => Class::Policy,
+            Self::ManifestInvalid { .. }
+            | Self::AlgorithmUnsupported { .. }
+            | Self::ManifestUnsupported { .. } => Class::Policy,
         }
     }
 

@@ -1,65 +1,17 @@
 //! Manifests and indexes: the raw bytes that travel, and a typed view for reading them.
 //!
-//! The bytes are kept exactly as they came, since the digest is the hash of the bytes and not of what they mean. Nothing in
-//! this project writes a manifest it has parsed.
+//! The bytes are kept exactly as they came, since the digest is the hash of the bytes and not of what they mean. No image is
+//! ever written from what was parsed.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
-    Algorithm, Digest, MediaType, Platform,
+    Algorithm, Descriptor, Digest, MediaType,
+    descriptor::null_is_empty,
+    digest::unsupported_algorithm,
     error::{Error, Result, shown},
 };
-
-/// What a manifest says about something it refers to (image-spec, "Descriptor"). Fields that a copy does not need are not
-/// read; they travel with the raw bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Descriptor {
-    /// Type of the content.
-    pub media_type: MediaType,
-    /// Digest of the content.
-    pub digest: Digest,
-    /// Size of the content in bytes; a negative one does not parse (registry rule M6).
-    pub size: u64,
-    /// Where else a nondistributable layer may be fetched.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_is_empty"
-    )]
-    pub urls: Vec<String>,
-    /// Platform of a child of an index.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "lenient_platform"
-    )]
-    pub platform: Option<Platform>,
-}
-
-impl Descriptor {
-    /// A nondistributable layer that names where its publisher serves it: it is neither pulled nor pushed, and clients find
-    /// it by its `urls` (moby#33151).
-    pub fn stays_with_its_publisher(&self) -> bool {
-        self.media_type.is_nondistributable() && !self.urls.is_empty()
-    }
-}
-
-/// `null` stands for "none" in lists of some producers.
-fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    Ok(Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// Platforms inform, they decide nothing that is copied whole: one that lacks a field does not make the index unreadable.
-fn lenient_platform<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Platform>, D::Error> {
-    let value = Option::<serde_json::Value>::deserialize(deserializer)?;
-    Ok(value.and_then(|value| serde_json::from_value(value).ok()))
-}
 
 /// A manifest of one image or artifact: its children are blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +36,8 @@ impl ImageManifest {
 pub struct Index {
     /// The children in order.
     pub manifests: Vec<Descriptor>,
+    /// The manifest this one refers to, as of an image.
+    pub subject: Option<Descriptor>,
 }
 
 /// The typed view of a manifest.
@@ -93,6 +47,16 @@ pub enum Manifest {
     Image(Box<ImageManifest>),
     /// Several manifests, mostly one per platform.
     Index(Index),
+}
+
+impl Manifest {
+    /// The manifest this one refers to.
+    pub fn subject(&self) -> Option<&Descriptor> {
+        match self {
+            Self::Image(image) => image.subject.as_ref(),
+            Self::Index(index) => index.subject.as_ref(),
+        }
+    }
 }
 
 /// The bytes of a manifest with their type and digest. The digest is always computed from the bytes, never taken from
@@ -138,7 +102,7 @@ impl RawManifest {
         };
         let fields = parse_fields(&bytes, &digest)?;
         // A body of another type says so by a header that is about manifests; `application/json` says nothing.
-        let declared = content_type.filter(|value| is_manifest_type(value));
+        let declared = content_type.filter(|value| value.names_a_manifest());
         let schema1 =
             fields.schema_version == Some(1) || declared.is_some_and(MediaType::is_schema1);
         if schema1 {
@@ -203,6 +167,14 @@ impl RawManifest {
         &self.digest
     }
 
+    /// Whether these are the bytes that `digest` names, by whichever algorithm: a registry may name a manifest by another one
+    /// than it was asked for by (registry rule M2).
+    pub fn has_digest(&self, digest: &Digest) -> bool {
+        *digest == self.digest
+            || (digest.algorithm() != self.digest.algorithm()
+                && *digest == Digest::with_algorithm(digest.algorithm(), &self.bytes))
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.bytes.len() as u64
@@ -219,11 +191,22 @@ impl RawManifest {
             digest: self.digest.clone(),
             reason: reason.to_owned(),
         };
+        // Readers of such a document would disagree about what it is (CVE-2021-41190).
+        let is_both = match self.media_type.is_index() {
+            true => fields.config.is_some() || !fields.layers.is_empty(),
+            false => fields.manifests.is_some(),
+        };
+        if is_both {
+            return Err(invalid("it is an index and an image at once"));
+        }
         if self.media_type.is_index() {
             let manifests = fields
                 .manifests
                 .ok_or_else(|| invalid("an index needs the list manifests"))?;
-            return Ok(Manifest::Index(Index { manifests }));
+            return Ok(Manifest::Index(Index {
+                manifests,
+                subject: fields.subject,
+            }));
         }
         if self.media_type == MediaType::OCI_ARTIFACT {
             return Ok(Manifest::Image(Box::new(ImageManifest {
@@ -250,17 +233,36 @@ impl RawManifest {
     }
 }
 
-/// Whether a `Content-Type` claims to be about a manifest at all; plain `application/json` and the like do not.
-fn is_manifest_type(media_type: &MediaType) -> bool {
-    media_type.is_index() || media_type.is_manifest() || media_type.is_schema1()
-}
-
 /// Reads the fields, or tells why not.
 fn parse_fields(bytes: &[u8], digest: &Digest) -> Result<Fields> {
-    serde_json::from_slice(bytes).map_err(|error| Error::ManifestInvalid {
-        digest: digest.clone(),
-        reason: shown(&error.to_string()),
+    serde_json::from_slice(bytes).map_err(|error| match unsupported_digest(bytes) {
+        Some(algorithm) => Error::AlgorithmUnsupported {
+            digest: digest.clone(),
+            algorithm,
+        },
+        None => Error::ManifestInvalid {
+            digest: digest.clone(),
+            reason: shown(&error.to_string()),
+        },
     })
+}
+
+/// The algorithm of the first digest that is well formed, but by no algorithm of ours: such a manifest is good, only not for
+/// us (registry rule M2).
+fn unsupported_digest(bytes: &[u8]) -> Option<String> {
+    let manifest: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    let lists = ["layers", "blobs", "manifests"]
+        .into_iter()
+        .filter_map(|name| manifest.get(name)?.as_array())
+        .flatten();
+    let single = ["config", "subject"]
+        .into_iter()
+        .filter_map(|name| manifest.get(name));
+    lists
+        .chain(single)
+        .filter_map(|descriptor| descriptor.get("digest")?.as_str())
+        .find_map(unsupported_algorithm)
+        .map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -356,6 +358,132 @@ mod tests {
                 "{text}: {refused:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_document_that_is_an_index_and_an_image_at_once_is_refused() {
+        let child = blob(b"child");
+        for (media_type, fields) in [
+            (
+                MediaType::OCI_INDEX,
+                json!({"manifests": [child], "layers": [child]}),
+            ),
+            (
+                MediaType::DOCKER_LIST,
+                json!({"manifests": [child], "config": child}),
+            ),
+            (
+                MediaType::OCI_MANIFEST,
+                json!({"config": child, "manifests": []}),
+            ),
+        ] {
+            let mut manifest = json!({"schemaVersion": 2, "mediaType": media_type});
+            let fields = fields.as_object().unwrap().clone();
+            manifest.as_object_mut().unwrap().extend(fields);
+            let error = raw(&manifest, None).unwrap_err();
+            assert!(error.to_string().contains("at once"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_digest_by_an_algorithm_we_do_not_have_is_refused_by_its_name() {
+        let hex = "0".repeat(64);
+        let part = |text: &str| json!({"mediaType": "x", "digest": text, "size": 1});
+        for (name, algorithm) in [
+            ("blake3", "blake3"),
+            ("sha256+b64", "sha256+b64"),
+            ("multihash.x_y-z", "multihash.x_y-z"),
+        ] {
+            let foreign = part(&format!("{name}:{hex}"));
+            let mut layer = image();
+            layer["layers"] = json!([foreign]);
+            let mut config = image();
+            config["config"] = foreign.clone();
+            let index = json!({"schemaVersion": 2, "manifests": [foreign]});
+            for manifest in [layer, config, index] {
+                let error = raw(&manifest, None).unwrap_err();
+                let Error::AlgorithmUnsupported {
+                    algorithm: named, ..
+                } = &error
+                else {
+                    panic!("{error}")
+                };
+                assert_eq!(named, algorithm);
+                assert!(error.to_string().contains("sha512"), "{error}");
+            }
+        }
+        // No name of an algorithm at all: broken, not foreign.
+        let mut broken = image();
+        broken["config"] = part("../x:1");
+        let error = raw(&broken, None).unwrap_err();
+        assert!(matches!(error, Error::ManifestInvalid { .. }), "{error}");
+    }
+
+    #[test]
+    fn artifacts_of_all_shapes_are_read() {
+        let empty = json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::of(b"{}"), "size": 2,
+            "data": "e30="});
+        let nothing = blob(b"");
+        for (manifest, blobs) in [
+            (
+                json!({"mediaType": MediaType::OCI_MANIFEST, "config": empty, "layers": [empty]}),
+                2,
+            ),
+            (
+                json!({"mediaType": MediaType::OCI_MANIFEST, "config": empty, "layers": []}),
+                1,
+            ),
+            (
+                json!({"mediaType": MediaType::OCI_MANIFEST, "config": empty}),
+                1,
+            ),
+            (
+                json!({"mediaType": MediaType::OCI_MANIFEST, "config": empty, "layers": [nothing, nothing]}),
+                3,
+            ),
+            (
+                json!({"mediaType": MediaType::OCI_ARTIFACT, "blobs": [nothing], "subject": empty}),
+                1,
+            ),
+            (json!({"mediaType": MediaType::OCI_ARTIFACT}), 0),
+        ] {
+            let manifest = raw(&manifest, None).unwrap();
+            let parsed = manifest.parse().unwrap();
+            assert_eq!(
+                parsed.subject().is_some(),
+                manifest
+                    .bytes()
+                    .windows(9)
+                    .any(|part| part == b"\"subject\"")
+            );
+            let Manifest::Image(image) = parsed else {
+                panic!("not an image")
+            };
+            assert_eq!(image.blobs().count(), blobs);
+        }
+    }
+
+    #[test]
+    fn both_algorithms_name_the_same_bytes() {
+        let manifest = raw(&image(), None).unwrap();
+        let other = Digest::with_algorithm(Algorithm::Sha512, manifest.bytes());
+        assert!(manifest.has_digest(manifest.digest()) && manifest.has_digest(&other));
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            assert!(!manifest.has_digest(&Digest::with_algorithm(algorithm, b"other")));
+        }
+        let long = RawManifest::new(manifest.bytes().clone(), None, Algorithm::Sha512).unwrap();
+        assert_eq!(*long.digest(), other);
+    }
+
+    #[test]
+    fn a_document_of_any_depth_is_survived() {
+        let nested = "[".repeat(100_000) + &"]".repeat(100_000);
+        let text = format!(
+            r#"{{"schemaVersion":2,"config":{},"layers":[],"x":{nested}}}"#,
+            blob(b"{}")
+        );
+        // What it means is of no account, only that the stack lasts.
+        drop(RawManifest::new(text.into(), None, Algorithm::Sha256));
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl MediaType {
         *self == Self::OCI_MANIFEST || *self == Self::DOCKER_MANIFEST || *self == Self::OCI_ARTIFACT
     }
 
+    /// Something that is asked for as a manifest, whether it can be copied or not.
+    pub fn names_a_manifest(&self) -> bool {
+        self.is_index() || self.is_manifest() || self.is_schema1()
+    }
+
     /// Docker's first manifest format, signed or not: its digest does not cover its bytes.
     pub fn is_schema1(&self) -> bool {
         self.as_str()

@@ -4,16 +4,21 @@
 //! and printed. Start with [`Descriptor`], which says what is copied, and [`RawManifest`], which carries the bytes that
 //! must never change.
 
+mod descriptor;
 mod digest;
 mod error;
 mod manifest;
 mod media_type;
 mod platform;
 mod reference;
+mod referrer;
 
+pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher};
+pub(crate) use error::shown;
 pub use error::{Error, Result};
-pub use manifest::{Descriptor, ImageManifest, Index, Manifest, RawManifest};
+pub use manifest::{ImageManifest, Index, Manifest, RawManifest};
 pub use media_type::{MANIFEST_ACCEPT, MediaType};
 pub use platform::Platform;
 pub use reference::{Host, ImageName, Reference, Repository, RepositoryPath, Tag};
+pub use referrer::Referrer;

@@ -233,6 +233,13 @@ impl fmt::Display for Repository {
 pub struct Tag(Box<str>);
 
 impl Tag {
+    /// The tag under which clients keep the list of what refers to a manifest, where the registry does not (distribution-spec,
+    /// "Referrers Tag Schema"): algorithm and at most 64 digits.
+    pub fn of_referrers(subject: &Digest) -> Self {
+        let algorithm = subject.algorithm().name();
+        Self(format!("{algorithm}-{:.64}", subject.hex()).into())
+    }
+
     /// The tag as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -471,6 +478,16 @@ mod tests {
         for value in ["", ".a", "-a", "a/b", "a b", "ä", &"a".repeat(129)] {
             assert!(value.parse::<Tag>().is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn the_tag_of_a_list_of_referrers_is_made_of_the_subjects_digest() {
+        let digits = "sha256-e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(Tag::of_referrers(&Digest::of(b"")).as_str(), digits);
+        let long = Digest::with_algorithm(crate::image::Algorithm::Sha512, b"");
+        let tag = Tag::of_referrers(&long);
+        assert_eq!(tag.as_str().len(), "sha512-".len() + 64);
+        assert_eq!(tag.as_str().parse::<Tag>().unwrap(), tag);
     }
 
     #[test]

@@ -50,6 +50,10 @@ enum Said {
     },
 }
 
+/// What wraps another failure: Artifactory answers "manifest invalid" and hides in the details that it was not allowed to
+/// overwrite a tag (registry rule M12; kaniko#1095).
+const WRAPPED_REFUSAL: &str = "403";
+
 /// Whether an error text is about the registry's own storage.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Storage {
@@ -75,7 +79,7 @@ struct ErrorEntry {
 
 impl Answer {
     /// An answer of which only the status counts.
-    pub(super) const fn of_status(status: StatusCode) -> Self {
+    pub(crate) const fn of_status(status: StatusCode) -> Self {
         Self { status, said: None }
     }
 
@@ -148,6 +152,16 @@ impl Answer {
         }
     }
 
+    /// Whether the text is about a refusal within the registry, whatever the answer's own status is.
+    pub(super) fn wraps_a_refusal(&self) -> bool {
+        match self.said.as_deref() {
+            Some(Said::Error { text, .. }) => text
+                .split(|letter: char| !letter.is_ascii_alphanumeric())
+                .any(|word| word == WRAPPED_REFUSAL),
+            Some(Said::WebPage { .. }) | None => false,
+        }
+    }
+
     pub(super) fn storage(&self) -> Storage {
         match self.said.as_deref() {
             Some(Said::Error { names, .. }) => *names,
@@ -208,10 +222,24 @@ fn said_by(errors: &[ErrorEntry]) -> Option<Said> {
     let text_of = |value: &serde_json::Value| shown(value.as_str().unwrap_or_default());
     Some(Said::Error {
         code: text_of(&first.code).chars().take(64).collect(),
-        text: text_of(&first.message),
+        text: shown(&text_of_error(first)),
         names,
         digests,
     })
+}
+
+/// The message, and the details where they are words: Quay and Artifactory say only there what is wrong (registry rules M12,
+/// M13).
+fn text_of_error(error: &ErrorEntry) -> String {
+    let message = error.message.as_str().unwrap_or_default();
+    let named = |field: &str| error.detail.get(field)?.as_str();
+    let detail = error.detail.as_str();
+    let detail = detail.or_else(|| named("message").or_else(|| named("description")));
+    match detail.filter(|detail| !detail.is_empty() && *detail != message) {
+        None => message.to_owned(),
+        Some(detail) if message.is_empty() => detail.to_owned(),
+        Some(detail) => format!("{message}: {detail}"),
+    }
 }
 
 /// nginx's words, both for a certificate that is missing and for one that it does not trust.

@@ -8,7 +8,7 @@ use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
 use crate::{
     error::{Class, Classified},
-    image::{self, Digest},
+    image::{self, Digest, Tag},
 };
 
 use super::{
@@ -26,7 +26,7 @@ pub struct Operation(Arc<str>);
 
 impl Operation {
     /// From a verb phrase without credentials.
-    pub(super) fn new(text: impl Into<Arc<str>>) -> Self {
+    pub(crate) fn new(text: impl Into<Arc<str>>) -> Self {
         Self(text.into())
     }
 
@@ -400,12 +400,14 @@ pub enum Error {
         answer: Answer,
     },
     /// The registry does not take this manifest.
-    #[error("could not {operation}: the registry does not accept this manifest ({answer})")]
+    #[error("could not {operation}: the registry does not accept this manifest ({answer}){}", allow(.types))]
     ManifestRejected {
         /// What was being done.
         operation: Operation,
         /// What the registry said.
         answer: Answer,
+        /// The media types of the manifest and its parts, where they are known: registries refuse what is not on their list.
+        types: String,
     },
     /// The registry, or a proxy before it, does not take so much at once.
     #[error(
@@ -489,6 +491,17 @@ pub enum Error {
     },
 
     // What it sends.
+    /// Others write the same list at the same time.
+    #[error(
+        "could not {operation}: others kept changing the list of referrers {tag} there at the same time; another attempt mostly \
+         gets through"
+    )]
+    ReferrersContended {
+        /// What was being done.
+        operation: Operation,
+        /// The tag of the list.
+        tag: Tag,
+    },
     /// Bytes are not what their digest says.
     #[error("could not {operation}: the content has the digest {actual}, not {expected}")]
     DigestMismatch {
@@ -557,6 +570,16 @@ pub enum Error {
     },
 }
 
+/// What to do about a manifest of these types.
+fn allow(types: &str) -> String {
+    if types.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; it is of the types {types}: let the registry allow them, or build the image with types that it takes"
+    )
+}
+
 /// When to come back.
 fn comes_back(retry_after: Option<Duration>) -> String {
     retry_after.map_or_else(
@@ -620,7 +643,8 @@ impl Classified for Error {
             | Self::RegistryUnavailable { .. }
             | Self::UploadSessionLost { .. }
             // Eventual consistency: mostly there a moment later (registry rule M9).
-            | Self::ManifestBlobUnknown { .. } => Class::Network,
+            | Self::ManifestBlobUnknown { .. }
+            | Self::ReferrersContended { .. } => Class::Network,
             // The cure lies in the Secret or the login file that holds it.
             Self::InvalidCredential { .. }
             | Self::AuthenticationRequired { .. }

@@ -3,11 +3,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
-use crate::image::Digest;
+use crate::{
+    image::{Digest, RepositoryPath},
+    keyed_lock::KeyedLock,
+};
 
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +32,22 @@ struct HostKey {
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) gate: Gate,
+    /// Who writes which list of referrers: that of a subject in a repository (registry rule T6).
+    pub(super) referrers: KeyedLock<(RepositoryPath, Digest)>,
+    /// Whether the registry was seen to keep lists of referrers itself.
+    takes_subjects: AtomicBool,
+}
+
+impl Host {
+    /// Remembers that the registry keeps lists of referrers itself.
+    pub(super) fn note_subjects(&self) {
+        self.takes_subjects.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the registry was seen to keep lists of referrers itself.
+    pub(super) fn takes_subjects(&self) -> bool {
+        self.takes_subjects.load(Ordering::Relaxed)
+    }
 }
 
 impl Hosts {

@@ -112,16 +112,25 @@ fn judge_refusal(operation: Operation, subject: Subject, answer: Answer) -> Erro
     let code = answer.code().unwrap_or_default();
     let status = answer.status().as_u16();
     match (subject, status, code) {
-        (Subject::ManifestUpload, 400 | 404, "MANIFEST_BLOB_UNKNOWN" | "BLOB_UNKNOWN") => {
-            Error::ManifestBlobUnknown {
-                operation,
-                missing: answer.digests(),
-                answer,
-            }
-        }
+        (
+            Subject::ManifestUpload,
+            400 | 404,
+            "MANIFEST_BLOB_UNKNOWN" | "BLOB_UNKNOWN" | "MANIFEST_UNKNOWN",
+        ) => Error::ManifestBlobUnknown {
+            operation,
+            missing: answer.digests(),
+            answer,
+        },
         // Harbor says 412, ECR 400 with TAG_INVALID, others 409 (registry rule M11).
         (Subject::ManifestUpload, 400, "TAG_INVALID") | (Subject::ManifestUpload, 409 | 412, _) => {
             Error::TagImmutable { operation, answer }
+        }
+        (Subject::ManifestUpload, 400, "MANIFEST_INVALID") if answer.wraps_a_refusal() => {
+            Error::AccessDenied {
+                operation,
+                answer,
+                permission: "push, and to overwrite what is there",
+            }
         }
         (Subject::ManifestUpload | Subject::UploadStart | Subject::Tags, 404, _)
         | (_, 404, "NAME_UNKNOWN") => Error::RepositoryUnknown { operation, answer },
@@ -129,9 +138,11 @@ fn judge_refusal(operation: Operation, subject: Subject, answer: Answer) -> Erro
         | (Subject::UploadCommit, 400, "BLOB_UPLOAD_UNKNOWN" | "BLOB_UPLOAD_INVALID") => {
             Error::UploadSessionLost { operation, answer }
         }
-        (Subject::ManifestUpload, 400 | 415 | 422, _) => {
-            Error::ManifestRejected { operation, answer }
-        }
+        (Subject::ManifestUpload, 400 | 415 | 422, _) => Error::ManifestRejected {
+            operation,
+            answer,
+            types: String::new(),
+        },
         (Subject::Manifest, 404, _) => Error::ManifestUnknown { operation, answer },
         (Subject::Blob, 404, _) => Error::BlobUnknown { operation, answer },
         _ => Error::RequestRefused { operation, answer },
@@ -209,6 +220,14 @@ mod tests {
                 code("MANIFEST_BLOB_UNKNOWN"),
                 "ManifestBlobUnknown",
             ),
+            (
+                ManifestUpload,
+                404,
+                code("MANIFEST_UNKNOWN"),
+                "ManifestBlobUnknown",
+            ),
+            (ManifestUpload, 403, code("DENIED"), "AccessDenied"),
+            (ManifestUpload, 415, String::new(), "ManifestRejected"),
             (ManifestUpload, 405, String::new(), "RequestRefused"),
         ] {
             assert_eq!(
@@ -269,6 +288,41 @@ mod tests {
             panic!("not the expected error")
         };
         assert_eq!(missing, [digest.clone(), digest]);
+    }
+
+    #[test]
+    fn what_a_registry_hides_in_the_details_is_shown_and_a_wrapped_refusal_found() {
+        for (detail, reason, shown) in [
+            (
+                r#"{"description":"HTTP 403 Forbidden"}"#,
+                "AccessDenied",
+                "HTTP 403 Forbidden",
+            ),
+            (
+                r#"{"message":"manifest schema version not supported"}"#,
+                "ManifestRejected",
+                "manifest invalid: manifest schema version not supported",
+            ),
+            (
+                r#""layer type is not allowed""#,
+                "ManifestRejected",
+                "layer type is not allowed",
+            ),
+            (r#"{"at":1403}"#, "ManifestRejected", "manifest invalid)"),
+            ("null", "ManifestRejected", "manifest invalid)"),
+            (
+                r#"{"description":"layer sha256:1403"}"#,
+                "ManifestRejected",
+                "sha256:1403",
+            ),
+        ] {
+            let body = format!(
+                r#"{{"errors":[{{"code":"MANIFEST_INVALID","message":"manifest invalid","detail":{detail}}}]}}"#
+            );
+            let error = judged(Subject::ManifestUpload, 400, &body);
+            assert_eq!(error.reason(), reason, "{detail}");
+            assert!(error.to_string().contains(shown), "{error}");
+        }
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
+use reqwest::Response;
+
 use crate::image::{
-    Algorithm, Digest, MANIFEST_ACCEPT, MediaType, RawManifest, Reference, RepositoryPath,
+    self, Algorithm, Descriptor, Digest, MANIFEST_ACCEPT, Manifest, MediaType, RawManifest,
+    Reference, Referrer, RepositoryPath,
 };
 
 use super::{
     RegistryClient,
-    answer::Answer,
+    answer::{Answer, shown},
     body::DOCUMENT_LIMIT,
     error::{Error, Operation, Result},
     judge::Subject,
@@ -27,6 +30,19 @@ enum Claim {
     Malformed,
     /// A digest.
     Digest(Digest),
+}
+
+impl Claim {
+    fn of(headers: &HeaderMap) -> Self {
+        match headers.get(DIGEST_HEADER) {
+            None => Self::None,
+            Some(value) => value
+                .to_str()
+                .ok()
+                .and_then(|value| value.parse().ok())
+                .map_or(Self::Malformed, Self::Digest),
+        }
+    }
 }
 
 /// What a look for a manifest found: mostly its digest, and where the registry names none, the manifest itself, which then
@@ -87,13 +103,15 @@ impl RegistryClient {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        match (claim(response.headers()), reference) {
+        match (Claim::of(response.headers()), reference) {
+            // By another algorithm: only the bytes can tell whether that is the same manifest.
+            (Claim::Digest(actual), Reference::Digest(expected))
+                if actual.algorithm() != expected.algorithm() =>
+            {
+                read().await
+            }
             (Claim::Digest(actual), Reference::Digest(expected)) if actual != *expected => {
-                Err(Error::DigestMismatch {
-                    operation: call.operation,
-                    expected: expected.clone(),
-                    actual,
-                })
+                Err(mismatch(&call.operation, expected, actual))
             }
             (Claim::Digest(digest), _) => Ok(Some(FoundManifest::Digest(digest))),
             // Who does not name the digest has to send the bytes (R4; ggcr#971).
@@ -113,10 +131,7 @@ impl RegistryClient {
         let call = self.manifest_call("read", Method::GET, repository, reference);
         let document = self.send_for_document(&call, DOCUMENT_LIMIT).await?;
         let content_type = content_type(&document.headers);
-        if content_type
-            .as_ref()
-            .is_some_and(|content_type| content_type.as_str() == "text/html")
-        {
+        if content_type.is_some_and(|content_type| content_type.as_str() == "text/html") {
             let error = Error::UnexpectedAnswer {
                 operation: call.operation,
                 answer: Answer::web_page(document.status),
@@ -124,19 +139,77 @@ impl RegistryClient {
             };
             return Err(self.diagnosed(error).await);
         }
-        let algorithm = reference
-            .digest()
-            .map_or(Algorithm::Sha256, Digest::algorithm);
-        self.check_claim(&call, reference, algorithm, &document)?;
-        RawManifest::new(document.bytes, content_type.as_ref(), algorithm).map_err(|source| {
-            Error::ManifestUnusable {
-                operation: call.operation,
-                source,
-            }
-        })
+        self.checked(&call.operation, reference, document)
     }
 
-    /// Writes a manifest under a tag or its digest.
+    /// Makes a manifest of what was received, if that is what was asked for. Only our own hash decides (registry rules G2, M2,
+    /// M3); what the registry says about it is a reason to fail or to warn.
+    pub(super) fn checked(
+        &self,
+        operation: &Operation,
+        reference: &Reference,
+        document: Document,
+    ) -> Result<RawManifest> {
+        let claim = Claim::of(&document.headers);
+        let expected = reference.digest();
+        let algorithm = match (expected, &claim) {
+            (Some(expected), _) => expected.algorithm(),
+            // A tag's digest is what the registry names it by.
+            (None, Claim::Digest(claimed)) => claimed.algorithm(),
+            (None, Claim::None | Claim::Malformed) => Algorithm::Sha256,
+        };
+        let content_type = content_type(&document.headers);
+        let manifest = RawManifest::new(document.bytes.clone(), content_type.as_ref(), algorithm);
+        let actual = match &manifest {
+            Ok(manifest) => manifest.digest().clone(),
+            // The digest of Docker's first format does not cover its bytes (M5).
+            Err(image::Error::ManifestUnsupported { .. }) => expected
+                .cloned()
+                .unwrap_or_else(|| Digest::with_algorithm(algorithm, &document.bytes)),
+            Err(_) => Digest::with_algorithm(algorithm, &document.bytes),
+        };
+        if let Some(expected) = expected
+            && *expected != actual
+        {
+            return Err(mismatch(operation, expected, actual));
+        }
+        let manifest = manifest.map_err(|source| Error::ManifestUnusable {
+            operation: operation.clone(),
+            source,
+        })?;
+        match (claim, expected) {
+            (Claim::Digest(claimed), Some(expected)) if !manifest.has_digest(&claimed) => {
+                return Err(mismatch(operation, expected, claimed));
+            }
+            (claim, _) => self.warn_of_a_wrong_claim(&claim, &manifest),
+        }
+        Ok(manifest)
+    }
+
+    /// Tells when the registry says something else about a manifest than its bytes.
+    fn warn_of_a_wrong_claim(&self, claim: &Claim, manifest: &RawManifest) {
+        match claim {
+            Claim::Digest(claimed) if !manifest.has_digest(claimed) => {
+                self.output.warning(format!(
+                    "{} says that the manifest has the digest {claimed}, but it is {}",
+                    self.address,
+                    manifest.digest()
+                ));
+            }
+            Claim::Malformed => self.output.warning(format!(
+                "{} names the digest of {} in a form that cannot be read",
+                self.address,
+                manifest.digest()
+            )),
+            Claim::None | Claim::Digest(_) => {}
+        }
+    }
+
+    /// Writes a manifest under a tag or its digest. One that has a subject is found from there afterwards: where the registry
+    /// does not see to it, its list of referrers is written, too (registry rule T6).
+    ///
+    /// Parts that the registry misses are not waited for: [`Error::ManifestBlobUnknown`] names them, and the caller sends them
+    /// and the manifest again (M9).
     ///
     /// # Errors
     /// When the registry does not take it, or says it did and does not have it.
@@ -147,47 +220,85 @@ impl RegistryClient {
         manifest: &RawManifest,
         token: Option<&str>,
     ) -> Result<()> {
-        self.with_optional_token(token)
-            .upload_manifest(repository, reference, manifest)
-            .await
+        let client = self.with_optional_token(token);
+        match Referrer::of(manifest) {
+            Some(referrer) => {
+                client
+                    .upload_referrer(repository, reference, manifest, &referrer)
+                    .await
+            }
+            None => {
+                let put = client.put_manifest(repository, reference, manifest, HeaderMap::new());
+                put.await.map(drop)
+            }
+        }
     }
 
-    async fn upload_manifest(
+    /// Writes one manifest and makes sure that it is there. Gives the headers of the answer, none where the manifest was there
+    /// already under a tag that cannot be moved.
+    pub(super) async fn put_manifest(
         &self,
         repository: &RepositoryPath,
         reference: &Reference,
         manifest: &RawManifest,
-    ) -> Result<()> {
+        conditions: HeaderMap,
+    ) -> Result<HeaderMap> {
         let mut call = self.manifest_call("write", Method::PUT, repository, reference);
+        if manifest.size() > DOCUMENT_LIMIT {
+            return Err(Error::ManifestTooLarge {
+                operation: call.operation,
+                limit: DOCUMENT_LIMIT,
+            });
+        }
         call.subject = Subject::ManifestUpload;
         call.scope = Some(self.scope(repository, Access::Push));
-        call.headers = HeaderMap::new();
+        call.headers = conditions;
         let media_type = HeaderValue::from_str(manifest.media_type().as_str());
         // A type that no header can hold was not accepted as a manifest's type either.
         if let Ok(media_type) = media_type {
             call.headers.insert(header::CONTENT_TYPE, media_type);
         }
         call.payload = Payload::Document(manifest.bytes().clone());
-        let response = match self.send(&call).await {
+        let response = match self.send_manifest(&call).await {
             Ok(response) => response,
             // The tag cannot be moved, but it need not be when it is there already (registry rule M11).
             Err(Error::TagImmutable { operation, answer }) => {
                 let there = self.head_manifest(repository, reference).await?;
-                if there.as_ref() == Some(manifest.digest()) {
-                    return Ok(());
+                if there.is_some_and(|there| manifest.has_digest(&there)) {
+                    return Ok(HeaderMap::new());
                 }
                 return Err(Error::TagImmutable { operation, answer });
             }
+            Err(Error::ManifestRejected {
+                operation, answer, ..
+            }) => {
+                return Err(Error::ManifestRejected {
+                    operation,
+                    answer,
+                    types: types_of(manifest),
+                });
+            }
             Err(error) => return Err(error),
         };
-        match claim(response.headers()) {
-            Claim::Digest(digest) if digest == *manifest.digest() => Ok(()),
-            // Some servers say yes to anything (M8): who does not name our digest has to show that it has it.
-            Claim::Digest(_) | Claim::Malformed | Claim::None => {
-                self.confirm(&call.operation, repository, reference, manifest)
-                    .await
-            }
+        let claim = Claim::of(response.headers());
+        // Some servers say yes to anything (M8): who does not name our digest has to show that it has it.
+        if !matches!(&claim, Claim::Digest(digest) if manifest.has_digest(digest)) {
+            self.confirm(&call.operation, repository, reference, manifest)
+                .await?;
+            self.warn_of_a_wrong_claim(&claim, manifest);
         }
+        Ok(response.headers().clone())
+    }
+
+    /// Sends a manifest, with retries. That parts of it are missing is not mended by waiting alone: it ends the retries.
+    async fn send_manifest(&self, call: &Call<'_>) -> Result<Response> {
+        self.with_retry(&call.operation, || async {
+            match self.attempt(call).await {
+                Err(error @ Error::ManifestBlobUnknown { .. }) => Ok(Err(error)),
+                outcome => outcome.map(Ok),
+            }
+        })
+        .await?
     }
 
     /// Makes sure that a manifest is where it was written.
@@ -199,12 +310,8 @@ impl RegistryClient {
         manifest: &RawManifest,
     ) -> Result<()> {
         match self.head_manifest(repository, reference).await? {
-            Some(digest) if digest == *manifest.digest() => Ok(()),
-            Some(actual) => Err(Error::DigestMismatch {
-                operation: operation.clone(),
-                expected: manifest.digest().clone(),
-                actual,
-            }),
+            Some(digest) if manifest.has_digest(&digest) => Ok(()),
+            Some(actual) => Err(mismatch(operation, manifest.digest(), actual)),
             None => Err(Error::UnexpectedAnswer {
                 operation: operation.clone(),
                 answer: Answer::of_status(StatusCode::NOT_FOUND),
@@ -213,51 +320,7 @@ impl RegistryClient {
         }
     }
 
-    /// Compares what was received with what was asked for and with what the registry says it is. Only our own hash decides
-    /// (registry rules G2, M2, M3).
-    fn check_claim(
-        &self,
-        call: &Call<'_>,
-        reference: &Reference,
-        algorithm: Algorithm,
-        document: &Document,
-    ) -> Result<()> {
-        let actual = Digest::with_algorithm(algorithm, &document.bytes);
-        let mismatch = |expected: &Digest, actual: Digest| Error::DigestMismatch {
-            operation: call.operation.clone(),
-            expected: expected.clone(),
-            actual,
-        };
-        if let Some(expected) = reference.digest()
-            && *expected != actual
-        {
-            return Err(mismatch(expected, actual));
-        }
-        match (claim(&document.headers), reference) {
-            (Claim::Digest(claimed), Reference::Digest(expected)) if claimed != *expected => {
-                Err(mismatch(expected, claimed))
-            }
-            (Claim::Digest(claimed), Reference::Tag(_))
-                if claimed.algorithm() == algorithm && claimed != actual =>
-            {
-                self.output.warning(format!(
-                    "{} says that the manifest has the digest {claimed}, but it is {actual}",
-                    self.address
-                ));
-                Ok(())
-            }
-            (Claim::Malformed, _) => {
-                self.output.warning(format!(
-                    "{} names the digest of {actual} in a form that cannot be read",
-                    self.address
-                ));
-                Ok(())
-            }
-            (Claim::None | Claim::Digest(_), _) => Ok(()),
-        }
-    }
-
-    fn manifest_call(
+    pub(super) fn manifest_call(
         &self,
         verb: &str,
         method: Method,
@@ -278,16 +341,32 @@ impl RegistryClient {
     }
 }
 
-/// The digest an answer names.
-fn claim(headers: &HeaderMap) -> Claim {
-    match headers.get(DIGEST_HEADER) {
-        None => Claim::None,
-        Some(value) => value
-            .to_str()
-            .ok()
-            .and_then(|value| value.parse().ok())
-            .map_or(Claim::Malformed, Claim::Digest),
+fn mismatch(operation: &Operation, expected: &Digest, actual: Digest) -> Error {
+    Error::DigestMismatch {
+        operation: operation.clone(),
+        expected: expected.clone(),
+        actual,
     }
+}
+
+/// The media types of a manifest and its parts, each once: what a registry's list of allowed types is about (registry rule
+/// M13).
+fn types_of(manifest: &RawManifest) -> String {
+    /// An image has two or three; more does not help the reader.
+    const LIMIT: usize = 6;
+    let parts: Vec<Descriptor> = match manifest.parse() {
+        Ok(Manifest::Image(image)) => image.blobs().cloned().collect(),
+        Ok(Manifest::Index(index)) => index.manifests,
+        Err(_) => Vec::new(),
+    };
+    let mut types = vec![shown(manifest.media_type().as_str())];
+    for part in &parts {
+        let media_type = shown(part.media_type.as_str());
+        if types.len() < LIMIT && !types.contains(&media_type) {
+            types.push(media_type);
+        }
+    }
+    types.join(", ")
 }
 
 fn content_type(headers: &HeaderMap) -> Option<MediaType> {

@@ -6,7 +6,7 @@
 //!
 //! | layer | file | job |
 //! |---|---|---|
-//! | operations | manifests, download, upload, tags | what one endpoint of the protocol needs |
+//! | operations | manifests, referrers, download, upload, tags | what one endpoint of the protocol needs |
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
@@ -34,6 +34,7 @@ mod hosts;
 mod judge;
 mod manifests;
 mod proxy;
+mod referrers;
 mod retry;
 mod retry_after;
 mod scope;

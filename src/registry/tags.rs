@@ -70,9 +70,10 @@ impl RegistryClient {
                 }
             }
             if seen.len() > TAG_LIMIT {
-                return Err(Error::AnswerTooLarge {
+                return Err(Error::UnexpectedAnswer {
                     operation,
-                    limit: DOCUMENT_LIMIT,
+                    answer: Answer::of_status(document.status),
+                    problem: "it goes on with new tags after a million of them",
                 });
             }
             // A page that says nothing new is the end, or a loop.
@@ -130,22 +131,37 @@ fn next_page(
     Ok(Some(next))
 }
 
-/// The target of `Link: <target>; rel="next"`.
+/// The target of `Link: <target>; rel="next"`; other links may stand before it, in the same header or in one of their own.
 fn next_link(headers: &HeaderMap) -> Option<&str> {
     headers
         .get_all(header::LINK)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .find_map(|value| {
-            let (target, parameters) = value.trim().strip_prefix('<')?.split_once('>')?;
-            let is_next = parameters.split(';').any(|parameter| {
-                parameter
-                    .trim()
-                    .replace('"', "")
-                    .eq_ignore_ascii_case("rel=next")
-            });
-            is_next.then_some(target)
-        })
+        .find_map(next_link_in)
+}
+
+fn next_link_in(value: &str) -> Option<&str> {
+    let mut rest = value;
+    while let Some((_, link)) = rest.split_once('<') {
+        let (target, after) = link.split_once('>')?;
+        let parameters = after.split('<').next().unwrap_or_default();
+        if parameters.split([';', ',']).any(is_next) {
+            return Some(target);
+        }
+        rest = after;
+    }
+    None
+}
+
+/// Whether a parameter of a link says that it leads to the next page.
+fn is_next(parameter: &str) -> bool {
+    parameter.split_once('=').is_some_and(|(name, value)| {
+        name.trim().eq_ignore_ascii_case("rel")
+            && value
+                .trim_matches([' ', '"'])
+                .split(' ')
+                .any(|relation| relation.eq_ignore_ascii_case("next"))
+    })
 }
 
 #[cfg(test)]
@@ -165,7 +181,13 @@ mod tests {
                 "<https://r.example/x>;rel=next",
                 Some("https://r.example/x"),
             ),
+            (
+                r#"</a,b>; rel="prev", </c?last=d,e>; title=x; REL="last Next""#,
+                Some("/c?last=d,e"),
+            ),
             (r#"</x>; rel="prev""#, None),
+            (r#"</x>; title="next""#, None),
+            ("</x; rel=next", None),
             ("</x>", None),
             ("/x; rel=next", None),
             ("", None),

@@ -86,6 +86,30 @@ pub enum Error {
         /// Bytes of manifests that are kept.
         bytes: u64,
     },
+    /// The source has an index, and nothing of what it names.
+    #[error(
+        "the source of {image} has only an index and none of what it names ({missing}): push the image there again"
+    )]
+    IndexWithoutImages {
+        /// The image.
+        image: ImageName,
+        /// What is missing.
+        missing: String,
+    },
+    /// The source lacks platforms of an index, and the destination does not take such an index.
+    #[error(
+        "could not push {image}: its source does not have {missing}, and the registry takes no index without all it names; push \
+         these to the source again, or let the registry accept it (distribution: validation.manifests.indexes)"
+    )]
+    SparseIndexRefused {
+        /// The image at its destination.
+        image: String,
+        /// What is missing.
+        missing: String,
+        /// What the registry said.
+        #[source]
+        source: registry::Error,
+    },
     /// The cache does not know the image.
     #[error(
         "{image} is not in the cache: pull it first, or see what is there with `docker-image-pusher list`"
@@ -139,10 +163,14 @@ impl Classified for Error {
             Self::Cache { source, .. } => source.class(),
             Self::Manifest { source, .. } => source.class(),
             Self::Extract(source) => source.class(),
-            Self::IndexTooDeep { .. } | Self::IndexTooLarge { .. } => Class::Policy,
+            Self::IndexTooDeep { .. }
+            | Self::IndexTooLarge { .. }
+            | Self::SparseIndexRefused { .. } => Class::Policy,
             // As with a slow network, another attempt may get through.
             Self::RunTimedOut { .. } => Class::Network,
-            Self::CachedImageUnknown { .. } | Self::CachedImageIncomplete { .. } => Class::NotFound,
+            Self::IndexWithoutImages { .. }
+            | Self::CachedImageUnknown { .. }
+            | Self::CachedImageIncomplete { .. } => Class::NotFound,
             Self::TargetInvalid { .. } | Self::RegistryMissing { .. } => Class::Config,
         }
     }
@@ -156,6 +184,8 @@ impl Classified for Error {
             Self::Extract(source) => source.reason(),
             Self::IndexTooDeep { .. }
             | Self::IndexTooLarge { .. }
+            | Self::IndexWithoutImages { .. }
+            | Self::SparseIndexRefused { .. }
             | Self::CachedImageUnknown { .. }
             | Self::CachedImageIncomplete { .. }
             | Self::TargetInvalid { .. }

@@ -13,7 +13,6 @@ mod error;
 mod image_manager;
 mod incoming;
 mod job;
-mod keyed_lock;
 mod known;
 mod lanes;
 mod parts;

@@ -7,7 +7,7 @@ use crate::{
     error::{Class, Classified, handlers},
     image::{Descriptor, Digest, ImageName, RawManifest, Reference},
     output::{ByteSize, Direction},
-    registry::{FoundManifest, RegistryClient},
+    registry::{self, FoundManifest, RegistryClient},
 };
 
 use super::{
@@ -54,7 +54,10 @@ impl Pull<'_> {
     /// The image with everything below it. `found` is what a look-up found, if there was one.
     pub(super) async fn tree(&self, found: Option<FoundManifest>) -> Result<ImageTree> {
         let root = self.root_manifest(found).await?;
-        ImageTree::collect(self.cached, root, |digest| self.manifest_by_digest(digest)).await
+        let tree =
+            ImageTree::collect(self.cached, root, |child| self.child_manifest(child.digest)).await?;
+        self.tell_of_gaps(&tree);
+        Ok(tree)
     }
 
     /// Brings the blobs of an image into the cache and lets the image be seen there. Each blob is announced as it comes, in the
@@ -89,7 +92,7 @@ impl Pull<'_> {
         let origin = self.run.cache.origin(repository, reference).await;
         let same_origin = origin.is_some_and(|origin| origin == self.client.address());
         let cached = self.cached_manifest(reference).await?;
-        Ok(same_origin && cached.is_some_and(|manifest| manifest.digest() == digest))
+        Ok(same_origin && cached.is_some_and(|manifest| manifest.has_digest(digest)))
     }
 
     async fn store(&self, tree: &ImageTree) -> Result<()> {
@@ -121,10 +124,42 @@ impl Pull<'_> {
             }
         };
         match (found, cached) {
-            (Some(found), Some(manifest)) if manifest.digest() == found.digest() => Ok(manifest),
+            (Some(found), Some(manifest)) if manifest.has_digest(found.digest()) => Ok(manifest),
             (Some(FoundManifest::Digest(digest)), _) => self.manifest_by_digest(digest).await,
             (Some(FoundManifest::Manifest(manifest)), _) => Ok(manifest),
             (None, _) => self.get_manifest(&self.source.reference).await,
+        }
+    }
+
+    /// A manifest that an index names; nothing when the source does not have it: others are not to suffer from one platform
+    /// that was deleted (registry rule M10).
+    async fn child_manifest(&self, digest: Digest) -> Result<Option<RawManifest>> {
+        match self.manifest_by_digest(digest).await {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(Error::Pull {
+                source: registry::Error::ManifestUnknown { .. },
+                ..
+            }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says what of the image does not travel.
+    fn tell_of_gaps(&self, tree: &ImageTree) {
+        let output = &self.run.output;
+        if !tree.missing.is_empty() {
+            output.warning(format!(
+                "the source of {} does not have all that its index names: it is copied without {}",
+                self.image(),
+                tree.missing_names()
+            ));
+        }
+        if !tree.foreign.is_empty() {
+            output.info(format!(
+                "{} layers of {} stay with their publisher, from where clients fetch them",
+                tree.foreign.len(),
+                self.image()
+            ));
         }
     }
 

@@ -121,29 +121,21 @@ impl Push<'_> {
         manifest: &RawManifest,
         tree: &ImageTree,
     ) -> Result<(), NotSent> {
-        for pause in RESEND_PAUSES {
-            match self.write_manifest(reference, manifest).await {
-                Err(registry::Error::ManifestBlobUnknown {
-                    missing,
-                    answer,
-                    operation,
-                }) => {
-                    let error = registry::Error::ManifestBlobUnknown {
-                        missing: missing.clone(),
-                        answer,
-                        operation,
-                    };
-                    let operation = format!("write the manifest of {}", self.image());
-                    let output = &self.run.output;
-                    output.retrying(&operation, &handlers::message(&error), pause);
-                    tokio::time::sleep(pause).await;
-                    self.mend(manifest, &missing, tree).await?;
-                }
-                written => return written.map_err(|source| self.push_error(source).into()),
-            }
+        let mut pauses = RESEND_PAUSES.into_iter();
+        loop {
+            let Err(refusal) = self.write_manifest(reference, manifest).await else {
+                return Ok(());
+            };
+            let error = tree.refused(self.image(), refusal);
+            let Some((missing, pause)) = missing_blobs(&error).zip(pauses.next()) else {
+                return Err(error.into());
+            };
+            let operation = format!("write the manifest of {}", self.image());
+            let output = &self.run.output;
+            output.retrying(&operation, &handlers::message(&error), pause);
+            tokio::time::sleep(pause).await;
+            self.mend(manifest, missing, tree).await?;
         }
-        let written = self.write_manifest(reference, manifest).await;
-        written.map_err(|source| self.push_error(source).into())
     }
 
     async fn write_manifest(
@@ -308,6 +300,17 @@ impl Push<'_> {
             image: self.image(),
             source,
         }
+    }
+}
+
+/// The blobs that a registry says it does not have, if that is why it refuses a manifest.
+fn missing_blobs(error: &Error) -> Option<&[Digest]> {
+    match error {
+        Error::Push {
+            source: registry::Error::ManifestBlobUnknown { missing, .. },
+            ..
+        } => Some(missing),
+        _ => None,
     }
 }
 

@@ -12,7 +12,8 @@ use tokio::{sync::Semaphore, time::Instant};
 use crate::{
     cache::{Cache, StoreGuard},
     error::{Class, Classified},
-    image::{Digest, Reference, RepositoryPath},
+    image::{Descriptor, Digest, Reference, RepositoryPath},
+    keyed_lock::KeyedLock,
     output::OutputManager,
     registry::RegistryClient,
 };
@@ -21,7 +22,6 @@ use super::{
     Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries,
     RegistryId, RegistryImage, Result, RunReport, TransferOptions,
     arrival::{self, Arrival},
-    keyed_lock::KeyedLock,
     known::KnownBlobs,
     pull::Pull,
     push::{NotSent, Push},
@@ -341,12 +341,15 @@ impl Run {
         let root = root.ok_or_else(|| Error::CachedImageUnknown {
             image: image.clone(),
         })?;
-        ImageTree::collect(image, root, async |digest: Digest| {
-            let child = read(Reference::Digest(digest.clone())).await?;
-            child.ok_or_else(|| Error::CachedImageIncomplete {
-                image: image.clone(),
-                digest,
-            })
+        ImageTree::collect(image, root, async |child: Descriptor| {
+            let found = read(Reference::Digest(child.digest.clone())).await?;
+            if found.is_none() && child.media_type.names_a_manifest() {
+                return Err(Error::CachedImageIncomplete {
+                    image: image.clone(),
+                    digest: child.digest,
+                });
+            }
+            Ok(found)
         })
         .await
     }

@@ -1,12 +1,13 @@
 //! An image as a tree of manifests: the root, for an index the manifests below it, and the blobs of all of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 
 use crate::{
-    image::{Descriptor, Digest, ImageName, Manifest, RawManifest},
+    image::{self, Descriptor, Digest, ImageName, Manifest, RawManifest, shown},
     output::OutputManager,
+    registry,
 };
 
 use super::{Error, Result};
@@ -23,6 +24,9 @@ const MAX_MANIFEST_BYTES: u64 = 64 * 1024 * 1024;
 /// Manifests of one index that are asked for at once: small answers, bounded by round trips.
 const MANIFESTS_AT_ONCE: usize = 8;
 
+/// Platforms that a message names; the others are counted.
+const SHOWN_MISSING: usize = 8;
+
 /// A whole image: its manifests, root last, and what they refer to.
 #[derive(Debug, Clone)]
 pub(super) struct ImageTree {
@@ -34,18 +38,22 @@ pub(super) struct ImageTree {
     pub(super) configs: Vec<Descriptor>,
     /// Layers and other blobs of the image manifests, each once, largest first.
     pub(super) layers: Vec<Descriptor>,
+    /// Layers that stay with their publisher, each once: they do not travel unless somebody wants them to.
+    pub(super) foreign: Vec<Descriptor>,
+    /// What an index names and its source does not have, each once: the index is copied without it, byte for byte.
+    pub(super) missing: Vec<Descriptor>,
 }
 
 impl ImageTree {
-    /// Gets everything below `root` with `get`, level by level.
+    /// Gets everything below `root` with `get`, level by level. `get` gives nothing for what its source does not have.
     pub(super) async fn collect<Get, Answer>(
         image: &ImageName,
         root: RawManifest,
         get: Get,
     ) -> Result<Self>
     where
-        Get: Fn(Digest) -> Answer,
-        Answer: Future<Output = Result<RawManifest>>,
+        Get: Fn(Descriptor) -> Answer,
+        Answer: Future<Output = Result<Option<RawManifest>>>,
     {
         let unreadable = |source| Error::Manifest {
             image: image.clone(),
@@ -53,6 +61,7 @@ impl ImageTree {
         };
         let mut seen: HashSet<Digest> = HashSet::from([root.digest().clone()]);
         let mut found: Vec<RawManifest> = Vec::new();
+        let mut absent: Vec<Descriptor> = Vec::new();
         let mut level = vec![root.clone()];
         let mut bytes = root.size();
         for _ in 0..=MAX_INDEX_DEPTH {
@@ -67,21 +76,26 @@ impl ImageTree {
             }
             if wanted.is_empty() {
                 let children = bottom_up(found).map_err(unreadable)?;
-                return Self::new(root, children).map_err(unreadable);
+                let tree = Self::new(root, children, absent).map_err(unreadable)?;
+                return tree.unless_hollow(image);
             }
             let too_large = || Error::IndexTooLarge {
                 image: image.clone(),
                 manifests: MAX_MANIFESTS,
                 bytes: MAX_MANIFEST_BYTES,
             };
-            if found.len() + wanted.len() > MAX_MANIFESTS {
+            if found.len() + absent.len() + wanted.len() > MAX_MANIFESTS {
                 return Err(too_large());
             }
             level.clear();
             let mut answers = stream::iter(wanted)
-                .map(|child| get(child.digest))
+                .map(|child| async { (get(child.clone()).await, child) })
                 .buffered(MANIFESTS_AT_ONCE);
-            while let Some(manifest) = answers.try_next().await? {
+            while let Some((answer, child)) = answers.next().await {
+                let Some(manifest) = answer? else {
+                    absent.push(child);
+                    continue;
+                };
                 bytes += manifest.size();
                 if bytes > MAX_MANIFEST_BYTES {
                     return Err(too_large());
@@ -96,25 +110,33 @@ impl ImageTree {
         })
     }
 
-    /// Collects the blobs of `root` and of the manifests below it.
-    fn new(root: RawManifest, children: Vec<RawManifest>) -> crate::image::Result<Self> {
-        let mut seen = HashSet::new();
-        let (mut configs, mut layers) = (Vec::new(), Vec::new());
+    /// Collects the blobs of `root` and of the manifests below it. Of what is `absent`, a blob that an index names directly
+    /// travels as one: build caches are made so.
+    fn new(
+        root: RawManifest,
+        children: Vec<RawManifest>,
+        absent: Vec<Descriptor>,
+    ) -> image::Result<Self> {
+        check_sizes(&root, &children)?;
+        let (missing, blobs): (Vec<_>, Vec<_>) = absent
+            .into_iter()
+            .partition(|child| child.media_type.names_a_manifest());
+        let (mut configs, mut layers, mut foreign) = (Vec::new(), blobs, Vec::new());
         for manifest in children.iter().chain([&root]) {
             let Manifest::Image(image) = manifest.parse()? else {
                 continue;
             };
-            configs.extend(
-                image
-                    .config
-                    .into_iter()
-                    .filter(|config| seen.insert(config.digest.clone())),
-            );
-            let travelling = image
+            configs.extend(image.config);
+            let (staying, travelling): (Vec<_>, Vec<_>) = image
                 .layers
                 .into_iter()
-                .filter(|layer| !layer.stays_with_its_publisher());
-            layers.extend(travelling.filter(|layer| seen.insert(layer.digest.clone())));
+                .partition(Descriptor::stays_with_its_publisher);
+            layers.extend(travelling);
+            foreign.extend(staying);
+        }
+        let mut seen = HashSet::new();
+        for list in [&mut configs, &mut layers, &mut foreign] {
+            list.retain(|blob| seen.insert(blob.digest.clone()));
         }
         // The largest blob bounds the time of the whole: it starts first.
         layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));
@@ -123,7 +145,61 @@ impl ImageTree {
             children,
             configs,
             layers,
+            foreign,
+            missing,
         })
+    }
+
+    /// An index of nothing that is there is no image, whatever a registry would say to it.
+    fn unless_hollow(self, image: &ImageName) -> Result<Self> {
+        let is_hollow = self.children.is_empty() && self.layers.is_empty();
+        if is_hollow && !self.missing.is_empty() {
+            return Err(Error::IndexWithoutImages {
+                image: image.clone(),
+                missing: self.missing_names(),
+            });
+        }
+        Ok(self)
+    }
+
+    /// What is missing, as platforms where they are known, for messages.
+    pub(super) fn missing_names(&self) -> String {
+        let mut names: Vec<String> = self
+            .missing
+            .iter()
+            .take(SHOWN_MISSING)
+            .map(|child| match &child.platform {
+                Some(platform) => shown(&platform.to_string()),
+                None => child.digest.to_string(),
+            })
+            .collect();
+        if self.missing.len() > SHOWN_MISSING {
+            names.push(format!("{} more", self.missing.len() - SHOWN_MISSING));
+        }
+        names.join(", ")
+    }
+
+    /// Why a destination did not take a manifest of this image: mostly what it says, but an index with gaps is refused for its
+    /// gaps (registry rule M10). `target` is the image's name there.
+    pub(super) fn refused(&self, target: String, source: registry::Error) -> Error {
+        let is_for_gaps = match &source {
+            registry::Error::ManifestBlobUnknown { missing, .. } => missing
+                .iter()
+                .all(|digest| self.missing.iter().any(|child| child.digest == *digest)),
+            registry::Error::ManifestRejected { .. } => true,
+            _ => false,
+        };
+        if self.missing.is_empty() || !is_for_gaps {
+            return Error::Push {
+                image: target,
+                source,
+            };
+        }
+        Error::SparseIndexRefused {
+            image: target,
+            missing: self.missing_names(),
+            source,
+        }
     }
 
     /// Every blob of the image.
@@ -146,8 +222,35 @@ impl ImageTree {
     }
 }
 
+/// Refuses an image whose parts disagree about the size of another part, or about that of a manifest that was received: one of
+/// them lies, and readers would differ in what they take.
+fn check_sizes(root: &RawManifest, children: &[RawManifest]) -> image::Result<()> {
+    let manifests = || children.iter().chain([root]);
+    let mut sizes: HashMap<Digest, u64> = manifests()
+        .map(|manifest| (manifest.digest().clone(), manifest.size()))
+        .collect();
+    for manifest in manifests() {
+        let parts: Vec<Descriptor> = match manifest.parse()? {
+            Manifest::Image(image) => image.blobs().cloned().collect(),
+            Manifest::Index(index) => index.manifests,
+        };
+        for Descriptor { digest, size, .. } in parts {
+            let known = *sizes.entry(digest.clone()).or_insert(size);
+            if known != size {
+                return Err(image::Error::ManifestInvalid {
+                    digest: manifest.digest().clone(),
+                    reason: format!(
+                        "it says that {digest} has {size} bytes, elsewhere it has {known}"
+                    ),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Orders manifests so that each comes after everything it names. Digests make circles impossible.
-fn bottom_up(manifests: Vec<RawManifest>) -> crate::image::Result<Vec<RawManifest>> {
+fn bottom_up(manifests: Vec<RawManifest>) -> image::Result<Vec<RawManifest>> {
     let mut waiting: HashSet<Digest> = manifests
         .iter()
         .map(|manifest| manifest.digest().clone())
@@ -173,7 +276,7 @@ fn bottom_up(manifests: Vec<RawManifest>) -> crate::image::Result<Vec<RawManifes
 }
 
 /// The manifests an index names directly, each once.
-fn children_of(manifest: &RawManifest) -> crate::image::Result<Vec<Descriptor>> {
+fn children_of(manifest: &RawManifest) -> image::Result<Vec<Descriptor>> {
     let mut seen: HashSet<Digest> = HashSet::new();
     Ok(match manifest.parse()? {
         Manifest::Image(_) => Vec::new(),
@@ -190,7 +293,10 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::image::{Algorithm, MediaType};
+    use crate::{
+        error::Classified,
+        image::{Algorithm, MediaType},
+    };
 
     fn blob(media_type: &str, content: &str) -> Value {
         json!({"mediaType": media_type, "digest": Digest::of(content.as_bytes()), "size": content.len()})
@@ -211,13 +317,29 @@ mod tests {
     /// Collects a tree from manifests that lie in memory.
     async fn collect(root: &RawManifest, below: &[&RawManifest]) -> Result<ImageTree> {
         let image = "app:1".parse().unwrap();
-        ImageTree::collect(&image, root.clone(), |digest| {
-            let found = below.iter().find(|manifest| *manifest.digest() == digest);
-            std::future::ready(Ok(
-                (*found.expect("only known children are asked for")).clone()
-            ))
+        ImageTree::collect(&image, root.clone(), |child| {
+            let found = below
+                .iter()
+                .find(|manifest| *manifest.digest() == child.digest);
+            std::future::ready(Ok(found.map(|manifest| (*manifest).clone())))
         })
         .await
+    }
+
+    /// Why an image is refused.
+    async fn refusal(root: &RawManifest, below: &[&RawManifest]) -> String {
+        match collect(root, below).await {
+            Err(Error::Manifest { source, .. }) => source.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn upload_refused(missing: Vec<Digest>) -> registry::Error {
+        registry::Error::ManifestBlobUnknown {
+            operation: registry::Operation::new("write"),
+            answer: registry::Answer::of_status(http::StatusCode::BAD_REQUEST),
+            missing,
+        }
     }
 
     const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -286,19 +408,127 @@ mod tests {
         ));
     }
 
-    #[test]
-    fn a_layer_that_only_its_publisher_may_serve_stays_there() {
-        let mut foreign = blob(
-            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-            "windows",
-        );
+    #[tokio::test]
+    async fn a_layer_that_only_its_publisher_may_serve_stays_there() {
+        let foreign_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        let mut foreign = blob(foreign_type, "windows");
         foreign["urls"] = json!(["https://publisher.example/layer"]);
+        // Without a place to fetch it from it can only travel, and so does one that is somebody else's usual layer.
+        let unplaced = blob(foreign_type, "unplaced");
+        let mut shared = blob(foreign_type, "ours");
+        shared["urls"] = json!(["https://publisher.example/ours"]);
         let manifest = raw(&json!({
             "schemaVersion": 2,
             "mediaType": MediaType::DOCKER_MANIFEST,
             "config": blob("application/vnd.docker.container.image.v1+json", "{}"),
-            "layers": [foreign, blob(LAYER, "ours")],
+            "layers": [foreign, shared, foreign, unplaced, blob(LAYER, "ours")],
         }));
-        assert_eq!(ImageTree::new(manifest, vec![]).unwrap().layers.len(), 1);
+        let tree = collect(&manifest, &[]).await.unwrap();
+        let digests = |blobs: &[Descriptor]| -> Vec<Digest> {
+            blobs.iter().map(|blob| blob.digest.clone()).collect()
+        };
+        assert_eq!(
+            digests(&tree.layers),
+            [Digest::of(b"unplaced"), Digest::of(b"ours")]
+        );
+        assert_eq!(digests(&tree.foreign), [Digest::of(b"windows")]);
+    }
+
+    #[tokio::test]
+    async fn an_image_of_all_that_is_odd_and_legal_is_read() {
+        let empty = "application/vnd.oci.empty.v1+json";
+        let artifact = raw(&json!({
+            "mediaType": MediaType::OCI_ARTIFACT, "blobs": [blob("x", ""), blob("x", "")], "subject": blob("x", "elsewhere"),
+        }));
+        let same_twice = raw(&json!({
+            "schemaVersion": 2, "mediaType": MediaType::OCI_MANIFEST,
+            "config": blob(empty, "{}"), "layers": [blob(empty, "{}"), blob(empty, "{}")],
+        }));
+        let tree = collect(&index(&[&artifact, &same_twice]), &[&artifact, &same_twice])
+            .await
+            .unwrap();
+        let counts = (tree.children.len(), tree.configs.len(), tree.layers.len());
+        assert_eq!((counts, tree.size()), ((2, 1, 1), (2, 2)));
+    }
+
+    #[tokio::test]
+    async fn digests_of_both_kinds_live_in_one_image() {
+        let long = |text: &str| Digest::with_algorithm(Algorithm::Sha512, text.as_bytes());
+        let text = json!({
+            "schemaVersion": 2, "mediaType": MediaType::OCI_MANIFEST,
+            "config": {"mediaType": "x", "digest": long("{}"), "size": 2},
+            "layers": [{"mediaType": "x", "digest": long("layer"), "size": 5}, blob(LAYER, "layer")],
+        });
+        let child = RawManifest::new(text.to_string().into(), None, Algorithm::Sha512).unwrap();
+        let tree = collect(&index(&[&child]), &[&child]).await.unwrap();
+        assert_eq!((tree.children.len(), tree.size().0), (1, 3));
+        assert_eq!(tree.configs[0].digest, long("{}"));
+    }
+
+    #[tokio::test]
+    async fn what_the_source_of_an_index_does_not_have_is_left_out_and_named() {
+        let (amd, arm) = (image("amd", &["a"]), image("arm", &["b"]));
+        let mut root: Value = serde_json::from_slice(index(&[&amd, &arm]).bytes()).unwrap();
+        root["manifests"][1]["platform"] = json!({"os": "linux", "architecture": "arm64"});
+        let root = raw(&root);
+        let tree = collect(&root, &[&amd]).await.unwrap();
+        assert_eq!(tree.root, root);
+        assert_eq!((tree.children.len(), tree.layers.len()), (1, 1));
+        assert_eq!(tree.missing_names(), "linux/arm64");
+
+        let hollow = collect(&root, &[]).await.unwrap_err();
+        assert!(matches!(hollow, Error::IndexWithoutImages { .. }));
+        assert!(hollow.to_string().contains("linux/arm64"), "{hollow}");
+    }
+
+    #[tokio::test]
+    async fn a_destination_that_takes_no_gaps_is_told_from_one_that_lost_a_blob() {
+        let (amd, arm) = (image("amd", &["a"]), image("arm", &["b"]));
+        let whole = collect(&index(&[&amd, &arm]), &[&amd, &arm]).await.unwrap();
+        let sparse = collect(&index(&[&amd, &arm]), &[&amd]).await.unwrap();
+        for (tree, missing, reason) in [
+            (&sparse, vec![arm.digest().clone()], "SparseIndexRefused"),
+            (&sparse, vec![], "SparseIndexRefused"),
+            (
+                &sparse,
+                vec![arm.digest().clone(), Digest::of(b"a")],
+                "ManifestBlobUnknown",
+            ),
+            (&whole, vec![arm.digest().clone()], "ManifestBlobUnknown"),
+            (&whole, vec![], "ManifestBlobUnknown"),
+        ] {
+            let error = tree.refused("r.example/app:1".into(), upload_refused(missing));
+            assert_eq!(error.reason(), reason);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_index_may_name_blobs() {
+        let (amd, cache) = (image("amd", &["a"]), blob(LAYER, "cache"));
+        let mut root: Value = serde_json::from_slice(index(&[&amd]).bytes()).unwrap();
+        root["manifests"].as_array_mut().unwrap().push(cache);
+        let tree = collect(&raw(&root), &[&amd]).await.unwrap();
+        assert_eq!(tree.layers[0].digest, Digest::of(b"cache"));
+        assert!(tree.missing.is_empty());
+    }
+
+    #[tokio::test]
+    async fn parts_that_disagree_about_a_size_are_refused() {
+        let amd = image("amd", &["a"]);
+        let mut arm: Value = serde_json::from_slice(image("arm", &["a"]).bytes()).unwrap();
+        arm["layers"][0]["size"] = json!(7);
+        let arm = raw(&arm);
+        let layers = refusal(&index(&[&amd, &arm]), &[&amd, &arm]).await;
+        assert!(layers.contains("has 7 bytes"), "{layers}");
+
+        let mut root: Value = serde_json::from_slice(index(&[&amd]).bytes()).unwrap();
+        root["manifests"][0]["size"] = json!(1);
+        let child = refusal(&raw(&root), &[&amd]).await;
+        assert!(child.contains("has 1 bytes"), "{child}");
+
+        let mut twice: Value = serde_json::from_slice(amd.bytes()).unwrap();
+        twice["config"]["digest"] = json!(Digest::of(b"a"));
+        let one = refusal(&raw(&twice), &[]).await;
+        assert!(one.contains("elsewhere it has"), "{one}");
     }
 }

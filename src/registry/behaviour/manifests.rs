@@ -1,15 +1,17 @@
-//! Manifests and tags against registries that lie, leave out and exaggerate.
+//! Manifests against registries that lie, leave out and exaggerate.
 
 use bytes::Bytes;
 use futures::stream;
 use http::StatusCode;
 
+use serde_json::{Value, json};
+
 use crate::{
     error::{Class, Classified},
-    image::{Digest, Reference},
+    image::{Algorithm, Digest, MediaType, RawManifest, Reference},
     output::OutputManager,
     registry::{
-        FoundManifest,
+        Error, FoundManifest,
         testing::{Counter, Recorder, Server, error, manifest, reply, repository, status, tag},
     },
 };
@@ -314,70 +316,6 @@ async fn an_immutable_tag_is_an_error_only_with_another_content() {
 }
 
 #[tokio::test]
-async fn tags_are_listed_page_by_page() {
-    let server = Server::start(|seen| match seen.target.as_str() {
-        "/v2/team/app/tags/list?n=1000" => reply(
-            StatusCode::OK,
-            &[("link", r#"</v2/team/app/tags/list?last=b>; rel="next""#)],
-            r#"{"name":"x","tags":["a","b"]}"#,
-        ),
-        "/v2/team/app/tags/list?last=b" => reply(
-            StatusCode::OK,
-            &[],
-            r#"{"tags":["c","not a tag","a"],"more":1}"#,
-        ),
-        _ => status(404),
-    })
-    .await;
-    let tags = server.client().list_tags(&repository()).await.unwrap();
-    let tags: Vec<_> = tags.iter().map(ToString::to_string).collect();
-    assert_eq!(tags, ["a", "b", "c"]);
-}
-
-#[tokio::test]
-async fn a_list_ends_when_nothing_new_comes() {
-    let loops = Server::start(|_| {
-        reply(
-            StatusCode::OK,
-            &[("link", "</v2/x>; rel=next")],
-            r#"{"tags":["a"]}"#,
-        )
-    })
-    .await;
-    assert_eq!(
-        loops.client().list_tags(&repository()).await.unwrap().len(),
-        1
-    );
-    assert_eq!(loops.lines().len(), 2);
-
-    let none = Server::start(|_| reply(StatusCode::OK, &[], r#"{"tags":null}"#)).await;
-    assert!(
-        none.client()
-            .list_tags(&repository())
-            .await
-            .unwrap()
-            .is_empty()
-    );
-
-    let all: Vec<_> = (0..1500).map(|number| format!("t{number}")).collect();
-    let body = serde_json::json!({"tags": all}).to_string();
-    let all_at_once = Server::start(move |_| reply(StatusCode::OK, &[], body.clone())).await;
-    assert_eq!(
-        all_at_once
-            .client()
-            .list_tags(&repository())
-            .await
-            .unwrap()
-            .len(),
-        1500
-    );
-    assert_eq!(
-        all_at_once.seen()[1].target,
-        "/v2/team/app/tags/list?n=1000&last=t1499"
-    );
-}
-
-#[tokio::test]
 async fn a_body_that_breaks_is_read_again() {
     let requests = Counter::default();
     let server = Server::start(move |_| {
@@ -397,4 +335,300 @@ async fn a_body_that_breaks_is_read_again() {
         .await
         .unwrap();
     assert_eq!(server.lines().len(), 2);
+}
+
+/// The sha512 digest of the usual manifest.
+fn long_digest() -> Digest {
+    Digest::with_algorithm(Algorithm::Sha512, manifest().bytes())
+}
+
+fn raw(value: &Value) -> RawManifest {
+    RawManifest::new(value.to_string().into(), None, Algorithm::Sha256).unwrap()
+}
+
+/// Sends the usual manifest to a server that answers the PUT like this.
+async fn refused_upload(code: u16, body: &'static str) -> (Error, Vec<String>) {
+    let server = Server::start(move |seen| match seen.method.as_str() {
+        "PUT" => reply(StatusCode::from_u16(code).unwrap(), &[], body),
+        _ => status(404),
+    })
+    .await;
+    let client = server.client();
+    let refused = client
+        .upload_manifest_with_token(&repository(), &tag(), &manifest(), None)
+        .await;
+    (refused.unwrap_err(), server.lines())
+}
+
+#[tokio::test]
+async fn whatever_the_body_of_a_404_is_the_manifest_is_not_there() {
+    for body in [
+        "",
+        "<html><h1>Not Found</h1>",
+        r#"{"errors":[{"code":"UNKNOWN","message":"Not Found"}]}"#,
+        r#"{"errors":null}"#,
+        r#"{"error":"x"}"#,
+        "gone",
+    ] {
+        let server = Server::start(move |seen| match seen.line().as_str() {
+            "GET /v2/" => status(200),
+            _ => reply(StatusCode::NOT_FOUND, &[], body),
+        })
+        .await;
+        let client = server.client();
+        assert_eq!(
+            client.head_manifest(&repository(), &tag()).await.unwrap(),
+            None
+        );
+        let failed = client
+            .get_manifest(&repository(), &tag())
+            .await
+            .unwrap_err();
+        assert_eq!(failed.reason(), "ManifestUnknown", "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_asked_for_by_a_long_digest_may_be_named_by_a_short_one() {
+    let reference = Reference::Digest(long_digest());
+    for (claimed, fails) in [
+        (manifest().digest().clone(), false),
+        (long_digest(), false),
+        (Digest::of(b"other"), true),
+    ] {
+        let claimed = claimed.to_string();
+        let server = Server::start(move |_| {
+            reply(
+                StatusCode::OK,
+                &[("docker-content-digest", &claimed)],
+                manifest().bytes().clone(),
+            )
+        })
+        .await;
+        let client = server.client();
+        let looked_for = client.head_manifest(&repository(), &reference).await;
+        let read = client.get_manifest(&repository(), &reference).await;
+        if fails {
+            for reason in [looked_for.unwrap_err().reason(), read.unwrap_err().reason()] {
+                assert_eq!(reason, "DigestMismatch");
+            }
+            continue;
+        }
+        assert_eq!(looked_for.unwrap(), Some(long_digest()));
+        assert_eq!(*read.unwrap().digest(), long_digest());
+    }
+}
+
+#[tokio::test]
+async fn a_tag_has_the_digest_that_the_registry_names_it_by() {
+    let server = Server::start(|_| {
+        reply(
+            StatusCode::OK,
+            &[("docker-content-digest", &long_digest().to_string())],
+            manifest().bytes().clone(),
+        )
+    })
+    .await;
+    let client = server.client();
+    let looked_for = client.head_manifest(&repository(), &tag()).await.unwrap();
+    let read = client.get_manifest(&repository(), &tag()).await.unwrap();
+    assert_eq!(looked_for.as_ref(), Some(read.digest()));
+    assert_eq!(*read.digest(), long_digest());
+}
+
+#[tokio::test]
+async fn a_manifest_with_a_long_digest_is_written_where_short_ones_are_named() {
+    let long = RawManifest::new(manifest().bytes().clone(), None, Algorithm::Sha512).unwrap();
+    for reference in [tag(), Reference::Digest(long_digest())] {
+        let server = Server::start(|_| {
+            let digest = manifest().digest().to_string();
+            reply(
+                StatusCode::CREATED,
+                &[("docker-content-digest", &digest)],
+                "",
+            )
+        })
+        .await;
+        let client = server.client();
+        client
+            .upload_manifest_with_token(&repository(), &reference, &long, None)
+            .await
+            .unwrap();
+        assert_eq!(
+            server.lines(),
+            [format!("PUT /v2/team/app/manifests/{reference}")]
+        );
+    }
+}
+
+#[tokio::test]
+async fn dockers_first_format_is_told_by_name_under_a_tag_and_under_a_digest() {
+    let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    // The digest is that of the payload without the signatures (registry rule M5).
+    let payload = Digest::of(b"payload");
+    for (reference, content_type) in [
+        (tag(), signed),
+        (Reference::Digest(payload.clone()), signed),
+        (Reference::Digest(payload.clone()), "application/json"),
+    ] {
+        let claimed = payload.to_string();
+        let server = Server::start(move |_| {
+            reply(
+                StatusCode::OK,
+                &[
+                    ("content-type", content_type),
+                    ("docker-content-digest", &claimed),
+                ],
+                r#"{"schemaVersion":1,"fsLayers":[],"signatures":[]}"#,
+            )
+        })
+        .await;
+        let client = server.client();
+        let read = client.get_manifest(&repository(), &reference).await;
+        let failed = read.unwrap_err();
+        assert_eq!(failed.reason(), "ManifestUnsupported");
+        let why = std::error::Error::source(&failed).unwrap().to_string();
+        assert!(why.contains("rebuild the image"), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn parameters_of_the_content_type_are_ignored_and_another_type_is_not() {
+    for (content_type, reason) in [
+        (
+            "application/vnd.oci.image.manifest.v1+json; charset=utf-8",
+            None,
+        ),
+        ("Application/Vnd.OCI.image.manifest.v1+JSON", None),
+        ("application/json", None),
+        (MediaType::OCI_INDEX.as_str(), Some("ManifestInvalid")),
+        (MediaType::DOCKER_MANIFEST.as_str(), Some("ManifestInvalid")),
+    ] {
+        let content_type = content_type.to_owned();
+        let server = Server::start(move |_| {
+            reply(
+                StatusCode::OK,
+                &[("content-type", &content_type)],
+                manifest().bytes().clone(),
+            )
+        })
+        .await;
+        let read = server.client().get_manifest(&repository(), &tag()).await;
+        assert_eq!(read.err().map(|error| error.reason()), reason);
+    }
+}
+
+#[tokio::test]
+async fn every_byte_of_an_odd_manifest_travels() {
+    let odd = format!(
+        "{{ \"x\" : 1.50,\n \"schemaVersion\":2, \"mediaType\":{:?}, \"blobs\": [], \"y\":\"\\u00e9\" }}\n\n",
+        MediaType::OCI_ARTIFACT.as_str()
+    );
+    let digest = Digest::of(odd.as_bytes()).to_string();
+    let server = Server::start(move |seen| match seen.method.as_str() {
+        "GET" => reply(
+            StatusCode::OK,
+            &[("content-type", MediaType::OCI_ARTIFACT.as_str())],
+            odd.clone(),
+        ),
+        _ => reply(
+            StatusCode::CREATED,
+            &[("docker-content-digest", &digest)],
+            "",
+        ),
+    })
+    .await;
+    let client = server.client();
+    let read = client.get_manifest(&repository(), &tag()).await.unwrap();
+    client
+        .upload_manifest_with_token(&repository(), &tag(), &read, None)
+        .await
+        .unwrap();
+    let sent = &server.seen()[1];
+    assert_eq!(sent.body, read.bytes());
+    assert_eq!(
+        sent.header("content-type"),
+        Some(MediaType::OCI_ARTIFACT.as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_manifest_beyond_all_limits_is_not_sent() {
+    let server = Server::start(|_| status(201)).await;
+    let large = raw(&json!({"schemaVersion": 2, "manifests": [], "x": "x".repeat(8 << 20)}));
+    let client = server.client();
+    let failed = client
+        .upload_manifest_with_token(&repository(), &tag(), &large, None)
+        .await
+        .unwrap_err();
+    assert_eq!(failed.reason(), "ManifestTooLarge");
+    assert!(server.lines().is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_that_names_another_digest_is_only_warned_of_where_the_manifest_is_there() {
+    let server = Server::start(|seen| {
+        let digest = match seen.method.as_str() {
+            "PUT" => Digest::of(b"other"),
+            _ => manifest().digest().clone(),
+        };
+        reply(
+            StatusCode::OK,
+            &[("docker-content-digest", &digest.to_string())],
+            "",
+        )
+    })
+    .await;
+    let recorder = Recorder::default();
+    let client = server
+        .client()
+        .with_output(OutputManager::new(recorder.clone()));
+    client
+        .upload_manifest_with_token(&repository(), &tag(), &manifest(), None)
+        .await
+        .unwrap();
+    let told = recorder.0.lock().unwrap().join("");
+    assert!(told.contains("level: Warning"), "{told}");
+}
+
+#[tokio::test]
+async fn parts_that_are_missing_are_named_at_once_for_the_caller_to_send() {
+    let body = r#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","detail":
+        "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}]}"#;
+    for code in [400, 404] {
+        let (failed, lines) = refused_upload(code, body).await;
+        let Error::ManifestBlobUnknown { missing, .. } = failed else {
+            panic!("{failed}")
+        };
+        assert_eq!(missing, [Digest::of(b"")]);
+        assert_eq!(lines, ["PUT /v2/team/app/manifests/1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_will_not_change_is_asked_for_once_and_explained() {
+    let artifactory = r#"{"errors":[{"code":"MANIFEST_INVALID","message":"manifest invalid",
+        "detail":{"description":"HTTP 403 Forbidden"}}]}"#;
+    let quay = r#"{"errors":[{"code":"MANIFEST_INVALID","message":"manifest invalid",
+        "detail":{"message":"schema not supported"}}]}"#;
+    let proxy_project =
+        r#"{"errors":[{"code":"DENIED","message":"can not push artifact to a proxy project"}]}"#;
+    for (code, body, reason, shown) in [
+        (400, artifactory, "AccessDenied", "HTTP 403 Forbidden"),
+        (415, quay, "ManifestRejected", "schema not supported"),
+        (
+            415,
+            quay,
+            "ManifestRejected",
+            MediaType::OCI_MANIFEST.as_str(),
+        ),
+        (415, "", "ManifestRejected", "let the registry allow them"),
+        (403, proxy_project, "AccessDenied", "proxy project"),
+        (413, "", "RequestTooLarge", "raise the limit"),
+    ] {
+        let (failed, lines) = refused_upload(code, body).await;
+        assert_eq!(failed.reason(), reason, "{failed}");
+        assert!(failed.to_string().contains(shown), "{failed}");
+        assert_eq!(lines, ["PUT /v2/team/app/manifests/1"]);
+    }
 }

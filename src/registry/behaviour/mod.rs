@@ -6,6 +6,8 @@ mod login;
 mod manifests;
 mod proxies;
 mod reaching;
+mod referrers;
 mod safety;
+mod tags;
 mod tls_server;
 mod uploads;

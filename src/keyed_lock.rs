@@ -1,4 +1,5 @@
-//! One holder per key: two tasks that want the same blob do not both move it.
+//! One holder per key: two tasks that want the same blob do not both move it, two that write one list of referrers do not
+//! lose an entry.
 
 use std::{collections::HashMap, hash::Hash, sync::Arc};
 
@@ -7,7 +8,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 /// Locks by key, made when asked for and forgotten when nobody holds or awaits them.
 #[derive(Debug)]
-pub(super) struct KeyedLock<K> {
+pub(crate) struct KeyedLock<K> {
     locks: Mutex<HashMap<K, Arc<AsyncMutex<()>>>>,
 }
 
@@ -21,7 +22,7 @@ impl<K> Default for KeyedLock<K> {
 
 impl<K: Eq + Hash + Clone> KeyedLock<K> {
     /// Waits until nobody else holds `key`.
-    pub(super) async fn lock(&self, key: &K) -> OwnedMutexGuard<()> {
+    pub(crate) async fn lock(&self, key: &K) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock();
             // Counted under the map's own lock: nobody can pick one up while it is being dropped here.

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
+use super::{
+    connect::ClientOptions, endpoint::Endpoint, gate::Gate, limiter::Limiter, proxy::ProxyChoice,
+    quirks::Quirks,
+};
 use crate::image::Digest;
 
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
@@ -23,9 +26,31 @@ struct HostKey {
 }
 
 /// What is known of one registry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Host {
     pub(super) gate: Gate,
+    /// Connections that bring the bytes of blobs.
+    pub(super) downloads: Limiter,
+    /// Connections that take them. They are apart, since an upload may hold its connection while it waits for the download
+    /// that it follows: within one registry neither would ever end if both waited for the same ones.
+    pub(super) uploads: Limiter,
+}
+
+impl Host {
+    fn new(endpoint: &Endpoint) -> Self {
+        let quirks = Quirks::of(endpoint.host());
+        Self {
+            gate: Gate::default(),
+            downloads: Limiter::new(quirks.connections),
+            uploads: Limiter::new(quirks.connections),
+        }
+    }
+
+    /// The registry refuses because of too many requests: fewer connections, in both directions.
+    pub(super) fn throttled(&self) {
+        self.downloads.throttled();
+        self.uploads.throttled();
+    }
 }
 
 impl Hosts {
@@ -41,7 +66,7 @@ impl Hosts {
             return host;
         }
         hosts.retain(|_, host| host.strong_count() > 0);
-        let host = Arc::default();
+        let host = Arc::new(Host::new(endpoint));
         hosts.insert(key, Arc::downgrade(&host));
         host
     }

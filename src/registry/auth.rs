@@ -65,7 +65,7 @@ impl Authorization {
         self.header.as_ref()
     }
 
-    const fn nothing() -> Self {
+    pub(super) const fn nothing() -> Self {
         Self {
             header: None,
             kind: Kind::Nothing,

@@ -43,6 +43,8 @@ pub(super) struct Shared {
     pub(super) base: Url,
     /// What all clients of this registry in this process know.
     pub(super) host: Arc<Host>,
+    /// For whom connections are waited for.
+    pub(super) tenant: Arc<str>,
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
@@ -115,6 +117,7 @@ impl RegistryClient {
             endpoint,
             base,
             host,
+            tenant: options.tenant,
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),
             has_forgotten_tls: AtomicBool::new(false),

@@ -191,8 +191,8 @@ pub enum Error {
         /// Why.
         source: Cause,
     },
-    /// Nothing moves any more.
-    #[error("could not {operation}: nothing was {} for {} s", if *.sending { "taken" } else { "received" }, .limit.as_secs())]
+    /// Nothing moves any more, or next to nothing.
+    #[error("could not {operation}: next to nothing was {} for {} s", if *.sending { "taken" } else { "received" }, .limit.as_secs())]
     TransferStalled {
         /// What was being done.
         operation: Operation,

@@ -9,11 +9,19 @@ use std::{
     },
 };
 
+<<<<<<< HEAD
 use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
 use crate::{
     image::{Digest, RepositoryPath},
     keyed_lock::KeyedLock,
 };
+=======
+use super::{
+    connect::ClientOptions, endpoint::Endpoint, gate::Gate, limiter::Limiter, proxy::ProxyChoice,
+    quirks::Quirks,
+};
+use crate::image::Digest;
+>>>>>>> download
 
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
 #[derive(Debug, Clone, Default)]
@@ -29,9 +37,10 @@ struct HostKey {
 }
 
 /// What is known of one registry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Host {
     pub(super) gate: Gate,
+<<<<<<< HEAD
     /// Who writes which list of referrers: that of a subject in a repository (registry rule T6).
     pub(super) referrers: KeyedLock<(RepositoryPath, Digest)>,
     /// Whether the registry was seen to keep lists of referrers itself.
@@ -47,6 +56,29 @@ impl Host {
     /// Whether the registry was seen to keep lists of referrers itself.
     pub(super) fn takes_subjects(&self) -> bool {
         self.takes_subjects.load(Ordering::Relaxed)
+=======
+    /// Connections that bring the bytes of blobs.
+    pub(super) downloads: Limiter,
+    /// Connections that take them. They are apart, since an upload may hold its connection while it waits for the download
+    /// that it follows: within one registry neither would ever end if both waited for the same ones.
+    pub(super) uploads: Limiter,
+}
+
+impl Host {
+    fn new(endpoint: &Endpoint) -> Self {
+        let quirks = Quirks::of(endpoint.host());
+        Self {
+            gate: Gate::default(),
+            downloads: Limiter::new(quirks.connections),
+            uploads: Limiter::new(quirks.connections),
+        }
+    }
+
+    /// The registry refuses because of too many requests: fewer connections, in both directions.
+    pub(super) fn throttled(&self) {
+        self.downloads.throttled();
+        self.uploads.throttled();
+>>>>>>> download
     }
 }
 
@@ -63,7 +95,7 @@ impl Hosts {
             return host;
         }
         hosts.retain(|_, host| host.strong_count() > 0);
-        let host = Arc::default();
+        let host = Arc::new(Host::new(endpoint));
         hosts.insert(key, Arc::downgrade(&host));
         host
     }

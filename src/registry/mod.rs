@@ -6,7 +6,12 @@
 //!
 //! | layer | file | job |
 //! |---|---|---|
+<<<<<<< HEAD
 //! | operations | manifests, referrers, download, upload, tags | what one endpoint of the protocol needs |
+=======
+//! | operations | manifests, download, upload, tags | what one endpoint of the protocol needs |
+//! | registries | `hosts`, `limiter`, `connection_limit`, `quirks` | what the process knows of each, and how many connections it bears |
+>>>>>>> download
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
@@ -19,10 +24,14 @@ mod auth;
 #[cfg(test)]
 mod behaviour;
 mod blob_source;
+mod blob_stream;
 mod body;
 mod challenge;
 mod client;
 mod connect;
+mod connection_limit;
+mod content_encoding;
+mod content_range;
 mod credential;
 mod diagnose;
 mod docker_config;
@@ -32,9 +41,14 @@ mod error;
 mod gate;
 mod hosts;
 mod judge;
+mod limiter;
 mod manifests;
 mod proxy;
+<<<<<<< HEAD
 mod referrers;
+=======
+mod quirks;
+>>>>>>> download
 mod retry;
 mod retry_after;
 mod scope;
@@ -49,14 +63,16 @@ mod wire;
 
 pub use answer::Answer;
 pub use blob_source::BlobSource;
+pub use blob_stream::BlobStream;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
 pub use credential::Credential;
 pub use docker_config::DockerConfig;
-pub use download::BlobStream;
+pub use download::BlobDownload;
 pub use endpoint::Endpoint;
 pub use error::{Cause, Error, Operation, Result};
 pub use hosts::Hosts;
+pub use limiter::Slot;
 pub use manifests::FoundManifest;
 pub use proxy::{Proxy, ProxyChoice};
 pub use retry::Retry;

@@ -99,7 +99,12 @@ impl RegistryClient {
     }
 
     /// Waits as long as the failure asks for and tells of it; `false` when there is to be no further attempt.
-    async fn pause_after(&self, retry: &mut Retry, operation: &Operation, error: &Error) -> bool {
+    pub(super) async fn pause_after(
+        &self,
+        retry: &mut Retry,
+        operation: &Operation,
+        error: &Error,
+    ) -> bool {
         let Some(pause) = retry.next(error) else {
             return false;
         };
@@ -171,11 +176,11 @@ impl RegistryClient {
         }
         let retry_after = judge::pause_of(&response);
         let is_own = self.is_own_origin(response.url());
-        if let Some(pause) = retry_after
-            && is_own
-            && matches!(status.as_u16(), 429 | 503)
-        {
-            self.shared.host.gate.close_for(pause);
+        if is_own && matches!(status.as_u16(), 429 | 503) {
+            self.shared.host.throttled();
+            if let Some(pause) = retry_after {
+                self.shared.host.gate.close_for(pause);
+            }
         }
         self.shared.note_answer(&response);
         let is_insufficient = Challenge::all(response.headers())
@@ -185,8 +190,10 @@ impl RegistryClient {
         if answer.code().is_some() {
             self.shared.note_registry();
         }
-        // The login is good, it only does not reach that far: another one is needed, not another password (A10).
-        if status == StatusCode::UNAUTHORIZED && is_insufficient && !self.auth.is_anonymous() {
+        // The login is good, it only does not reach that far: another one is needed, not another password (A10). And what
+        // a storage thinks of its own signature says nothing about our login.
+        let is_beside_login = (is_insufficient && !self.auth.is_anonymous()) || !is_own;
+        if status == StatusCode::UNAUTHORIZED && is_beside_login {
             return Err(Error::AccessDenied {
                 operation: call.operation.clone(),
                 answer,
@@ -261,6 +268,32 @@ impl RegistryClient {
         let operation = Operation::new(format!("reach {}", self.address));
         let request = Request::new(Method::GET, self.shared.base.clone());
         wire::exchange(&self.client, request, &operation).await
+    }
+
+    /// Sends a call to somewhere that is not the registry's: without login, and what it answers is not the registry's word.
+    pub(super) async fn attempt_elsewhere(&self, call: &Call<'_>) -> Result<Response> {
+        let response = self.follow(call, &Authorization::nothing()).await?;
+        let status = response.status();
+        if status.is_success() || call.also_accepted == Some(status) {
+            return Ok(response);
+        }
+        let retry_after = judge::pause_of(&response);
+        let answer = Answer::read(response).await;
+        let operation = call.operation.clone();
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(Error::AccessDenied {
+                operation,
+                answer,
+                permission: call.subject.permission(),
+            });
+        }
+        Err(judge::judge(
+            operation,
+            call.subject,
+            answer,
+            retry_after,
+            true,
+        ))
     }
 
     /// Sends a call where it is redirected to. The login goes to the registry's own origin only, method and body stay

@@ -5,6 +5,7 @@ mod limits;
 mod login;
 mod manifests;
 mod proxies;
+mod ranges;
 mod reaching;
 mod referrers;
 mod safety;

@@ -179,8 +179,8 @@ impl Pull<'_> {
         let output = &self.run.output;
         let transfer = output.transfer(Direction::Download, &blob.digest, blob.size);
         let mut retry = self.client.retry();
-        loop {
-            let Err(error) = self.stream_once(blob, &mut writer, &transfer).await? else {
+        while !writer.missing().is_empty() {
+            let Err(error) = self.stream_once(blob, &writer, &transfer).await? else {
                 break;
             };
             let Some(pause) = retry.next(&error) else {
@@ -207,7 +207,7 @@ impl Pull<'_> {
     async fn stream_once(
         &self,
         blob: &Descriptor,
-        writer: &mut BlobWriter,
+        writer: &BlobWriter,
         transfer: &Transfer,
     ) -> Result<std::result::Result<(), crate::registry::Error>> {
         let mut body = match self.client.get_blob(&self.source.repository, blob).await {
@@ -215,14 +215,16 @@ impl Pull<'_> {
             // Asking was retried inside; to ask again here would multiply the attempts.
             Err(error) => return Err(self.pull_error(error)),
         };
+        let mut offset = 0;
         loop {
             match body.next().await {
                 Ok(Some(bytes)) => {
                     let length = bytes.len() as u64;
                     writer
-                        .write(bytes)
+                        .write_at(offset, bytes)
                         .await
                         .map_err(|source| self.cache_error(source))?;
+                    offset += length;
                     transfer.advance(length);
                 }
                 Ok(None) => return Ok(Ok(())),

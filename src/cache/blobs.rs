@@ -9,9 +9,10 @@ use crate::{image::Descriptor, output::ByteSize};
 
 use super::{
     Cache,
-    disk::{blocking, open_regular, require_space},
+    disk::{blocking, open_regular},
     error::Result,
     lock::LockName,
+    reader::BlobReader,
     writer::BlobWriter,
 };
 
@@ -42,8 +43,14 @@ impl Cache {
         blocking(move || open_complete(&path, size)).await
     }
 
+    /// Opens a blob for reading at any offset; none if it is not in the cache.
+    pub async fn read_blob(&self, descriptor: &Descriptor) -> Result<Option<BlobReader>> {
+        let file = self.open_blob(descriptor).await?;
+        Ok(file.map(|file| BlobReader::of_file(file, descriptor.size)))
+    }
+
     /// Makes sure that a blob is fetched once: waits while another task or process fetches it, then finds it present. If
-    /// the other one fails, the caller gets its turn.
+    /// the other one fails, the caller gets its turn, and goes on where the other one stopped.
     ///
     /// One claim per task: two tasks that each hold what the other waits for would wait forever.
     pub async fn claim_blob(&self, descriptor: &Descriptor) -> Result<Claim> {
@@ -54,7 +61,7 @@ impl Cache {
         let name = LockName::Blob(&descriptor.digest);
         let lock = self.shared.locks.exclusive(name, &self.output).await?;
         let (shared, output) = (Arc::clone(&self.shared), self.output.clone());
-        let descriptor = descriptor.clone();
+        let (descriptor, memory) = (descriptor.clone(), self.memory.clone());
         blocking(move || {
             let path = shared.layout.blob(&descriptor.digest);
             if let Some((_, metadata)) = open_regular(&path)? {
@@ -68,9 +75,8 @@ impl Cache {
                     ByteSize(descriptor.size)
                 ));
             }
-            require_space(&shared.layout.partial(&descriptor.digest), descriptor.size)?;
             shared.barrier.prepare(&shared.layout)?;
-            BlobWriter::create(descriptor, shared, lock, store).map(Claim::Fetch)
+            BlobWriter::begin(descriptor, shared, memory, lock, store).map(Claim::Fetch)
         })
         .await
     }
@@ -101,9 +107,12 @@ mod tests {
                 tasks.spawn(async move {
                     match cache.claim_blob(&descriptor).await.unwrap() {
                         Claim::Present => 0,
-                        Claim::Fetch(mut writer) => {
+                        Claim::Fetch(writer) => {
                             tokio::time::sleep(Duration::from_millis(50)).await;
-                            writer.write(Bytes::from_static(b"wanted")).await.unwrap();
+                            writer
+                                .write_at(0, Bytes::from_static(b"wanted"))
+                                .await
+                                .unwrap();
                             writer.finish().await.unwrap();
                             1
                         }

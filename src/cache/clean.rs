@@ -19,10 +19,11 @@ use super::{
     disk::{SizedFile, blocking, files_in, sized},
     error::{Error, Result},
     index::{Change, Entries},
-    layout::{Layout, TEMPORARY_PREFIX, index_key},
+    layout::{Layout, STATE_SUFFIX, TEMPORARY_PREFIX, index_key},
     list::is_asked_for,
     manifests::{StoredReference, remove_empty_folders, scan},
     mark::Marks,
+    uploads,
 };
 
 /// How long `clean` waits for other runs: long enough for one that is about to end, short enough for a person.
@@ -215,6 +216,8 @@ impl Plan {
         plan.leftovers.extend(files_in(layout.root(), |name| {
             name.starts_with(TEMPORARY_PREFIX)
         })?);
+        plan.leftovers
+            .extend(notes(layout, request.only.is_none())?);
         plan.blobs = unreached_blobs(layout, &marks.blobs)?;
         Ok(plan)
     }
@@ -256,9 +259,25 @@ impl Plan {
     }
 }
 
+/// Whether a file among the partials only tells about one.
+fn is_note(name: &str) -> bool {
+    name.ends_with(STATE_SUFFIX) || name.starts_with(TEMPORARY_PREFIX)
+}
+
+/// Notes about what was not finished: of downloads, and of uploads that nobody will go on with.
+fn notes(layout: &Layout, all: bool) -> Result<Vec<SizedFile>> {
+    let mut found = files_in(&layout.partials(), is_note)?;
+    for (path, size) in files_in(&layout.uploads(), |_| true)? {
+        if all || uploads::is_old(&path) {
+            found.push((path, size));
+        }
+    }
+    Ok(found)
+}
+
 /// Blobs without a mark, and everything that was not finished: nobody else is at work.
 fn unreached_blobs(layout: &Layout, reached: &HashSet<Digest>) -> Result<Vec<SizedFile>> {
-    let mut found = files_in(&layout.partials(), |_| true)?;
+    let mut found = files_in(&layout.partials(), |name| !is_note(name))?;
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         found.extend(files_in(&layout.blobs(algorithm), |name| {
             format!("{}:{name}", algorithm.name())

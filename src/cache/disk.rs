@@ -6,7 +6,7 @@ use std::{
     fmt,
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -34,7 +34,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// Flags for every file that is opened: a symlink is not followed, and a pipe somebody planted does not block.
-fn guarded() -> i32 {
+pub(super) fn guarded() -> i32 {
     // The bits are those of the C library, which fit its `int`.
     (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
 }
@@ -53,6 +53,13 @@ pub(super) fn open_regular(path: &Path) -> Result<Option<(File, Metadata)>> {
     };
     let metadata = file.metadata().map_err(failed)?;
     Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+/// Whether a file is one that we would have made: a second name could be somebody's way to let us write into another one.
+pub(super) fn is_ours(metadata: &Metadata) -> bool {
+    metadata.is_file()
+        && metadata.nlink() == 1
+        && metadata.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// Whether there is no such regular file: nothing at all, a file where a folder should be, a symlink, a socket.

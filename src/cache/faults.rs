@@ -190,9 +190,9 @@ async fn a_blob_larger_than_the_volume_is_refused_before_its_first_byte() {
 }
 
 #[tokio::test]
-async fn a_volume_that_fills_up_during_a_download_keeps_nothing_of_it() {
+async fn a_volume_that_fills_up_during_a_small_download_keeps_nothing_of_it() {
     let Some(volume) = volume(
-        "a_volume_that_fills_up_during_a_download_keeps_nothing_of_it",
+        "a_volume_that_fills_up_during_a_small_download_keeps_nothing_of_it",
         "size=4m",
     ) else {
         return;
@@ -200,32 +200,51 @@ async fn a_volume_that_fills_up_during_a_download_keeps_nothing_of_it() {
     let (cache, _) = open(&volume);
     store_small(&cache, "app", "1", b"one").await;
     let before = files_below(&volume.join("cache/blobs"));
-    let content = vec![1; 3 << 20];
+    // Small enough that no space is reserved for it.
+    let content = vec![1; 1_000_000];
     let Claim::Fetch(mut writer) = cache.claim_blob(&layer(&content)).await.unwrap() else {
         panic!("nobody has fetched it")
     };
-    let ballast = fill(&volume, 1 << 20);
-    let mut failed = None;
-    for piece in content.chunks(64 * 1024) {
-        if let Err(error) = writer.write(piece.to_vec().into()).await {
-            failed = Some(error);
-            break;
-        }
-    }
-    let error = failed.unwrap();
-    assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
+    let reader = writer.reader();
+    let ballast = fill(&volume, 300_000);
+    writer.write_at(0, content.clone().into()).await.unwrap();
+    reader.read(999_999, 1).await.unwrap_err();
     // It stays failed, until there is room and it starts again.
-    assert!(writer.write(content[..1].to_vec().into()).await.is_err());
+    let again = writer.write_at(0, content.clone().into()).await;
+    assert!(matches!(again, Err(Error::CacheFull { .. })), "{again:?}");
     std::fs::remove_file(&ballast).unwrap();
     writer.restart().await.unwrap();
-    fill(&volume, 1 << 20);
-    writer.write(content.clone().into()).await.unwrap();
+    fill(&volume, 300_000);
+    writer.write_at(0, content.clone().into()).await.unwrap();
     let error = writer.finish().await.unwrap_err();
     assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
     assert_eq!(files_below(&volume.join("cache/blobs")), before);
     assert_eq!(cache.list().await.unwrap().len(), 1);
     std::fs::remove_file(&ballast).unwrap();
     put(&cache, &layer(&content), &content).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_space_of_a_blob_is_reserved_before_its_first_byte() {
+    let Some(volume) = volume(
+        "the_space_of_a_blob_is_reserved_before_its_first_byte",
+        "size=4m",
+    ) else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    let content = vec![1; 3 << 20];
+    let Claim::Fetch(writer) = cache.claim_blob(&layer(&content)).await.unwrap() else {
+        panic!("nobody has fetched it")
+    };
+    fill(&volume, 64 * 1024);
+    // Another one has no place, and leaves nothing behind.
+    let other = vec![2; 2 << 20];
+    let error = cache.claim_blob(&layer(&other)).await.unwrap_err();
+    assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
+    assert_eq!(files_below(&volume.join("cache/blobs")).len(), 1);
+    writer.write_at(0, content.into()).await.unwrap();
+    writer.finish().await.unwrap();
 }
 
 #[tokio::test]

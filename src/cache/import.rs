@@ -156,6 +156,9 @@ impl Import {
                 Error::writing("rename a finished blob to", &target, 0, source)
             })?;
             shared.barrier.note(&blob.digest);
+            // What an interrupted download left of it.
+            remove_leftover(&shared.layout.partial(&blob.digest));
+            remove_leftover(&shared.layout.partial_state(&blob.digest));
             Ok(true)
         })
         .await

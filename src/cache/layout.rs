@@ -5,10 +5,11 @@
 //! manifests/{repository}/.tags/{tag}       the same, where a folder has the tag's place
 //! manifests/{repository}/sha256:{hex}      children of an index, and images asked for by digest
 //! blobs/sha256/{hex}, blobs/sha512/{hex}   complete and verified
-//! blobs/.partial/{digest}                  on its way
+//! blobs/.partial/{digest}                  on its way, with notes for a later run in {digest}.state
 //! blobs/.partial/{run}, {run}-{n}          entries of an archive, on their way
 //! .locks/                                  never deleted
 //! .state/archives/                         which archives were extracted; never trusted for existence
+//! .state/uploads/                          which uploads were begun
 //! index.json                               a projection of the above
 //! ```
 //!
@@ -24,6 +25,9 @@ pub(super) const ASIDE: &str = ".tags";
 
 /// Beginning of the names of files that were not finished.
 pub(super) const TEMPORARY_PREFIX: &str = ".tmp-";
+
+/// End of the names of notes about partials.
+pub(super) const STATE_SUFFIX: &str = ".state";
 
 /// The paths of one cache folder.
 #[derive(Debug, Clone)]
@@ -76,6 +80,15 @@ impl Layout {
 
     pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
         self.partials().join(digest.to_string())
+    }
+
+    /// What is noted of a partial, for a later run.
+    pub(super) fn partial_state(&self, digest: &Digest) -> PathBuf {
+        self.partials().join(format!("{digest}{STATE_SUFFIX}"))
+    }
+
+    pub(super) fn uploads(&self) -> PathBuf {
+        self.root.join(".state/uploads")
     }
 
     /// What is known about an archive at a path that has this digest.

@@ -2,11 +2,12 @@
 //!
 //! This room owns one folder and everything in it. It knows no registry and no cluster; it must never serve bytes that
 //! were not verified, and never name an image whose blobs are not there. Start with [`Cache`]; then `layout` for where
-//! things lie, `writer` for how a blob gets in, `store` for how an image does, and `clean` for how they leave.
+//! things lie, `writer` and `work` for how a blob gets in, `store` for how an image does, and `clean` for how they leave.
 //!
 //! Opening a cache creates nothing and reads nothing: `list` and pushing from it work on a read-only volume. The folders
 //! come with the first write.
 
+mod arrival;
 mod barrier;
 mod blobs;
 mod clean;
@@ -23,10 +24,19 @@ mod list;
 mod lock;
 mod manifests;
 mod mark;
+mod memory;
+mod notes;
 mod partial;
+mod pieces;
+mod ranges;
+mod reader;
+#[cfg(test)]
+mod resumption;
 mod store;
 #[cfg(test)]
 mod testing;
+mod uploads;
+mod work;
 mod writer;
 
 use std::{
@@ -55,6 +65,8 @@ pub use extractions::{ExtractedImage, FileIdentity, ManifestTree};
 pub use import::{HashedBlob, Import, Spool, UnnamedBlob};
 pub use list::ListedImage;
 pub use lock::StoreGuard;
+pub use memory::Memory;
+pub use reader::BlobReader;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
 pub use writer::BlobWriter;
 
@@ -65,6 +77,7 @@ pub struct Cache {
     cache_dir: PathBuf,
     index: Arc<Index>,
     shared: Arc<Shared>,
+    memory: Memory,
     output: OutputManager,
 }
 
@@ -96,6 +109,7 @@ impl Cache {
             cache_dir: root,
             index: Arc::default(),
             shared: Arc::new(shared),
+            memory: Memory::default(),
             output,
         })
     }
@@ -105,6 +119,15 @@ impl Cache {
     pub fn with_output(&self, output: OutputManager) -> Self {
         Self {
             output,
+            ..self.clone()
+        }
+    }
+
+    /// The same cache, with the memory that the whole process has for pieces of blobs on their way.
+    #[must_use]
+    pub fn with_memory(&self, memory: Memory) -> Self {
+        Self {
+            memory,
             ..self.clone()
         }
     }

@@ -1,171 +1,129 @@
-//! The bytes of a blob before it has its name, and how it gets it: only a verified one can be linked under its digest.
+//! The file of a blob before it has its name: `blobs/.partial/<digest>`, of full length from the start, so that bytes can
+//! come in any order.
 
 use std::{
-    fs::{self, File, Permissions},
-    io::{self, IoSlice, Write},
-    os::unix::fs::PermissionsExt,
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, IoSlice},
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
-
-use crate::image::{Descriptor, Digest, Hasher};
-
-use super::{
-    Shared,
-    disk::{make_folder, remove_leftover},
-    error::{Error, Result},
-    lock::{Held, StoreGuard},
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
 };
 
-/// What a claim holds until its file has its name or is removed.
-#[derive(Debug)]
-pub(super) struct ClaimLocks {
-    pub(super) _blob: Held,
-    pub(super) _store: StoreGuard,
-}
+use super::{
+    disk::{guarded, is_ours, make_folder, remove_leftover, require_space},
+    error::{Error, Result},
+};
 
-/// The bytes of a blob in its partial file. Only a verified one can be linked under its digest.
-#[derive(Debug)]
-pub(super) struct Blob<State> {
-    // Before the locks, so that the file is gone when the next one tries.
-    partial: Partial,
-    state: State,
-    digest: Digest,
-    size: u64,
-    claim: Arc<ClaimLocks>,
-}
+/// A smaller file is not worth the system call that reserves its space, nor is it ever gone on with.
+pub(super) const WORTH_KEEPING: u64 = 1024 * 1024;
 
-/// Bytes are still coming.
-#[derive(Debug)]
-pub(super) struct Unverified {
-    hasher: Hasher,
-    written: u64,
-}
+/// Slices that the system takes in one call (`IOV_MAX` of Linux).
+const MAX_SLICES: usize = 1024;
 
-/// All bytes are there, and they are the right ones.
-#[derive(Debug)]
-pub(super) struct Verified;
-
-impl Blob<Unverified> {
-    pub(super) fn create(
-        descriptor: &Descriptor,
-        shared: &Shared,
-        claim: Arc<ClaimLocks>,
-    ) -> Result<Self> {
-        let path = shared.layout.partial(&descriptor.digest);
-        Ok(Self {
-            partial: Partial::create(path, descriptor.size)?,
-            state: Unverified {
-                hasher: Hasher::new(descriptor.digest.algorithm()),
-                written: 0,
-            },
-            digest: descriptor.digest.clone(),
-            size: descriptor.size,
-            claim,
-        })
-    }
-
-    pub(super) fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
-        for piece in pieces {
-            self.state.hasher.update(piece);
-        }
-        let missing = self.size.saturating_sub(self.state.written);
-        write_all(&mut self.partial.file, pieces)
-            .map_err(|source| Error::writing("write", &self.partial.path, missing, source))?;
-        self.state.written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        Ok(())
-    }
-
-    pub(super) fn verify(self) -> Result<Blob<Verified>> {
-        if self.state.written != self.size {
-            return Err(Error::SizeMismatch {
-                digest: self.digest,
-                expected: self.size,
-                actual: self.state.written,
-            });
-        }
-        let actual = self.state.hasher.finish();
-        if actual != self.digest {
-            return Err(Error::DigestMismatch {
-                expected: self.digest,
-                actual,
-            });
-        }
-        Ok(Blob {
-            partial: self.partial,
-            state: Verified,
-            digest: self.digest,
-            size: self.size,
-            claim: self.claim,
-        })
-    }
-}
-
-impl Blob<Verified> {
-    pub(super) fn link(self, shared: &Shared) -> Result<()> {
-        let Verified = self.state;
-        let target = shared.layout.blob(&self.digest);
-        make_folder(&shared.layout.blobs(self.digest.algorithm()))?;
-        self.partial.rename(&target)?;
-        shared.barrier.note(&self.digest);
-        Ok(())
-    }
-}
-
-/// A partial file; dropped before it gets its name, it is removed.
-#[derive(Debug)]
-struct Partial {
-    path: PathBuf,
-    file: File,
-    named: bool,
+#[derive(Debug, Clone)]
+pub(super) struct Partial {
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<File>,
 }
 
 impl Partial {
-    /// A new file: what a killed run left there is of no use, and what somebody planted there even less.
-    fn create(path: PathBuf, size: u64) -> Result<Self> {
+    /// A new file with room for `size` bytes: what lay there is of no use, and what somebody planted there even less.
+    ///
+    /// # Errors
+    /// When the volume has not that much space: before the first byte, not after half of them.
+    pub(super) fn create(path: PathBuf, size: u64) -> Result<Self> {
         make_folder(path.parent().unwrap_or(&path))?;
         remove_leftover(&path);
-        let file = File::create_new(&path)
+        require_space(&path, size)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
             .map_err(|source| Error::writing("create", &path, size, source))?;
-        Ok(Self {
+        let partial = Self {
             path,
-            file,
-            named: false,
+            file: Arc::new(file),
+        };
+        if size >= WORTH_KEEPING
+            && let Err(source) = reserve(&partial.file, size)
+        {
+            remove_leftover(&partial.path);
+            let path = &partial.path;
+            return Err(Error::writing("reserve the space for", path, size, source));
+        }
+        Ok(partial)
+    }
+
+    /// The file that an interrupted run left; none if it is not one that we would have made. One that was cut, or is of
+    /// another size, is of no use: then its notes are wrong, too.
+    pub(super) fn take_over(path: &Path, size: u64) -> Option<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(guarded())
+            .open(path)
+            .ok()?;
+        let metadata = file.metadata().ok()?;
+        (is_ours(&metadata) && metadata.len() == size).then(|| Self {
+            path: path.to_owned(),
+            file: Arc::new(file),
         })
     }
 
+    /// Writes pieces that follow each other from `offset`.
+    pub(super) fn write_at(&self, mut offset: u64, pieces: &[&Bytes]) -> io::Result<()> {
+        for pieces in pieces.chunks(MAX_SLICES) {
+            let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+            let mut rest = slices.as_mut_slice();
+            while !rest.is_empty() {
+                match rustix::io::pwritev(&*self.file, rest, offset) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => {
+                        offset += written as u64;
+                        IoSlice::advance_slices(&mut rest, written);
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with what was written at `offset`.
+    pub(super) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
     /// Gives the file its name; from now on nobody writes to it.
-    fn rename(mut self, target: &Path) -> Result<()> {
+    pub(super) fn rename(&self, target: &Path) -> Result<()> {
         self.file
             .set_permissions(Permissions::from_mode(0o444))
             .and_then(|()| fs::rename(&self.path, target))
-            .map_err(|source| Error::writing("rename a finished download to", target, 0, source))?;
-        self.named = true;
-        Ok(())
+            .map_err(|source| Error::writing("rename a finished download to", target, 0, source))
+    }
+
+    /// Removes the file. Who has it open can still read it.
+    pub(super) fn remove(&self) {
+        remove_leftover(&self.path);
     }
 }
 
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.named {
-            remove_leftover(&self.path);
+/// Reserves the space, so that a full disk shows now. Where the file system cannot, the file gets its length at least.
+fn reserve(file: &File, size: u64) -> io::Result<()> {
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, size) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return file.set_len(size),
+            Err(errno) => return Err(errno.into()),
         }
     }
-}
-
-/// Writes all pieces with as few system calls as possible.
-fn write_all(file: &mut File, pieces: &[Bytes]) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    let mut rest = slices.as_mut_slice();
-    while !rest.is_empty() {
-        match file.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut rest, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

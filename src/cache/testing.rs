@@ -115,8 +115,8 @@ pub(super) fn layer(content: &[u8]) -> Descriptor {
 pub(super) async fn put(cache: &Cache, descriptor: &Descriptor, content: &[u8]) -> Result<()> {
     match cache.claim_blob(descriptor).await? {
         Claim::Present => Ok(()),
-        Claim::Fetch(mut writer) => {
-            writer.write(Bytes::copy_from_slice(content)).await?;
+        Claim::Fetch(writer) => {
+            writer.write_at(0, Bytes::copy_from_slice(content)).await?;
             writer.finish().await
         }
     }

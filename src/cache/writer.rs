@@ -1,241 +1,231 @@
-//! Writing one blob: bytes come in pieces and are hashed and written on a blocking thread.
+//! Writing one blob: bytes come in pieces, in any order and from several workers, and are handed to threads that write and
+//! hash them.
 //!
-//! Pieces wait in a short queue, so memory does not grow with the blob. The thread takes all that wait at once and leaves
-//! when there is little: while the disk is the slower side it never waits for a hand-over, and while the network is, no
-//! thread waits for it. A stalled download holds none.
+//! What waits is bounded, per blob and for the whole process, so memory does not grow with blobs or their number: who is
+//! faster than the disk waits.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::sync::{OwnedSemaphorePermit, TryAcquireError};
 
 use crate::image::Descriptor;
 
 use super::{
     Shared,
+    arrival::{Arrival, End},
     disk::blocking,
     error::{Error, Result},
     lock::{Held, StoreGuard},
-    partial::{Blob, ClaimLocks, Unverified},
+    memory::{Memory, Waiting},
+    pieces::{Hold, Room},
+    reader::BlobReader,
+    work::{ClaimLocks, Work},
 };
 
-/// Bytes worth a hand-over to a thread: that costs some 10 µs, hashing and writing this much 0.2 ms.
-const ENOUGH: usize = 256 * 1024;
+/// Largest piece that is handed on as one; more is cut, so that it fits the blob's share of memory.
+const PIECE: usize = 1024 * 1024;
 
-/// Bytes that may wait. As many again may be with the thread, so a blob takes at most 2 MiB and a piece.
-const LIMIT: usize = 1024 * 1024;
+/// How far ahead of the hash may be written. What lies between is read back from the page cache; farther apart it would
+/// come from the disk.
+const LAG: u64 = 512 * 1024 * 1024;
 
-/// The right and the duty to fetch a blob. Dropped before [`BlobWriter::finish`], it leaves nothing behind and lets the
-/// next one try.
+/// The right and the duty to fetch a blob. Dropped before [`BlobWriter::finish`], it leaves what came for the next one who
+/// tries, if that is at least a mebibyte.
 #[derive(Debug)]
-#[must_use = "a blob that is not finished is thrown away"]
+#[must_use = "a blob that is not finished gets no name"]
 pub struct BlobWriter {
-    descriptor: Descriptor,
     shared: Arc<Shared>,
-    claim: Arc<ClaimLocks>,
-    received: u64,
-    queue: Arc<Queue>,
-    stage: Stage,
-}
-
-/// Where the file is.
-#[derive(Debug)]
-enum Stage {
-    /// Here.
-    Idle(Box<Blob<Unverified>>),
-    /// With the thread.
-    Writing(JoinHandle<Result<Box<Blob<Unverified>>>>),
-    /// Thrown away after an error.
-    Gone,
-}
-
-/// Pieces that wait for the thread.
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    /// The thread has taken what was waiting, or it has left.
-    moved: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    pieces: Vec<Bytes>,
-    bytes: usize,
-    /// Whether the thread will look into the queue again.
-    working: bool,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push(&self, piece: Bytes) {
-        let mut waiting = self.lock();
-        waiting.bytes += piece.len();
-        waiting.pieces.push(piece);
-    }
-
-    fn take_all(&self) -> Vec<Bytes> {
-        let mut waiting = self.lock();
-        waiting.bytes = 0;
-        std::mem::take(&mut waiting.pieces)
-    }
-
-    /// The next batch of the thread; none tells it to leave.
-    fn take_enough(&self) -> Option<Vec<Bytes>> {
-        let enough = {
-            let mut waiting = self.lock();
-            waiting.working = waiting.bytes >= ENOUGH;
-            waiting.working
-        };
-        let batch = enough.then(|| self.take_all());
-        self.moved.notify_one();
-        batch
-    }
-}
-
-/// Tells the queue that the thread has left, also when it failed.
-struct Working(Arc<Queue>);
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.lock().working = false;
-        self.0.moved.notify_one();
-    }
+    arrival: Arc<Arrival>,
+    /// None once [`BlobWriter::finish`] has it.
+    work: Option<Arc<Work>>,
+    kept: u64,
 }
 
 impl BlobWriter {
-    /// Starts with an empty partial. Blocks.
-    pub(super) fn create(
+    /// Begins with an empty partial, or goes on with one that was left. Blocks.
+    pub(super) fn begin(
         descriptor: Descriptor,
         shared: Arc<Shared>,
+        memory: Memory,
         lock: Held,
         store: StoreGuard,
     ) -> Result<Self> {
-        let claim = Arc::new(ClaimLocks {
+        let claim = ClaimLocks {
             _blob: lock,
             _store: store,
-        });
-        let blob = Blob::create(&descriptor, &shared, Arc::clone(&claim))?;
+        };
+        let work = Work::begin(descriptor, &shared, memory, Arc::new(claim))?;
+        let kept = work.arrival.lock().pieces.written().total();
         Ok(Self {
-            descriptor,
             shared,
-            claim,
-            received: 0,
-            queue: Arc::default(),
-            stage: Stage::Idle(Box::new(blob)),
+            arrival: Arc::clone(&work.arrival),
+            work: Some(Arc::new(work)),
+            kept,
         })
     }
 
     /// What is being fetched.
-    pub const fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.arrival.descriptor
     }
 
-    /// Takes the next bytes. Returns at once while the disk keeps up. More bytes than the descriptor says are an error.
-    pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        let received = self.received + bytes.len() as u64;
-        if received > self.descriptor.size {
-            return Err(self.size_mismatch(received));
-        }
-        self.received = received;
-        if !bytes.is_empty() {
-            self.queue.push(bytes);
-        }
-        loop {
-            let (waiting, working) = {
-                let queue = self.queue.lock();
-                (queue.bytes, queue.working)
-            };
-            if waiting < ENOUGH || (working && waiting < LIMIT) {
-                return Ok(());
-            }
-            if working {
-                self.queue.moved.notified().await;
-            } else {
-                let blob = self.idle().await?;
-                self.start(blob);
-                return Ok(());
-            }
-        }
+    /// How many bytes an earlier run left that are used.
+    pub const fn kept(&self) -> u64 {
+        self.kept
     }
 
-    /// Starts again from the first byte, also after an error. The file is a new one: after a failed write nobody knows
-    /// what the old one holds.
-    pub async fn restart(&mut self) -> Result<()> {
-        let former = self.idle().await;
-        self.queue.take_all();
-        self.received = 0;
-        let (descriptor, shared) = (self.descriptor.clone(), Arc::clone(&self.shared));
-        let claim = Arc::clone(&self.claim);
-        let blob = blocking(move || {
-            drop(former);
-            Blob::create(&descriptor, &shared, claim)
-        })
-        .await?;
-        self.stage = Stage::Idle(Box::new(blob));
+    /// What is still to be fetched, in order. Nothing of a blob that is whole: then only [`BlobWriter::finish`] is missing.
+    pub fn missing(&self) -> Vec<Range<u64>> {
+        self.arrival.missing()
+    }
+
+    /// Takes bytes that belong at `offset`, in any order and from several tasks at once; what is there already is skipped.
+    /// Returns at once while the disk keeps up.
+    ///
+    /// # Errors
+    /// When there are more bytes than the descriptor says, and when they cannot be stored; that lasts until
+    /// [`BlobWriter::restart`].
+    pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        if end > self.arrival.descriptor.size {
+            return Err(self.size_mismatch(end));
+        }
+        let (mut offset, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(PIECE));
+            let length = piece.len() as u64;
+            self.take_in(offset, &piece).await?;
+            offset += length;
+        }
         Ok(())
     }
 
-    /// Verifies the blob and gives it its name.
-    pub async fn finish(mut self) -> Result<()> {
-        if self.received < self.descriptor.size {
-            return Err(self.size_mismatch(self.received));
-        }
-        let mut blob = self.idle().await?;
-        let rest = self.queue.take_all();
-        let shared = Arc::clone(&self.shared);
-        blocking(move || {
-            blob.append(&rest)?;
-            blob.verify()?.link(&shared)
-        })
-        .await
-    }
-
-    /// Hands the file to a thread, which works as long as there is enough to do.
-    fn start(&mut self, mut blob: Box<Blob<Unverified>>) {
-        self.queue.lock().working = true;
-        let working = Working(Arc::clone(&self.queue));
-        self.stage = Stage::Writing(tokio::task::spawn_blocking(move || {
-            while let Some(batch) = working.0.take_enough() {
-                blob.append(&batch)?;
+    async fn take_in(&self, offset: u64, piece: &Bytes) -> Result<()> {
+        let end = offset + piece.len() as u64;
+        self.stay_near_the_hash(end).await?;
+        let room = Room {
+            _of_the_blob: self.room_of_the_blob(piece.len()).await?,
+            _of_the_process: self.room_of_the_process(piece.len()).await?,
+        };
+        let has_moved = {
+            let mut state = self.arrival.lock();
+            if let Some(end) = &state.end {
+                return Err(self.arrival.error(end));
             }
-            Ok(blob)
-        }));
+            state.pieces.accept(offset, piece, room)
+        };
+        if has_moved {
+            self.arrival.arrived.notify_waiters();
+        }
+        self.start_work();
+        Ok(())
     }
 
-    /// Waits until the thread has left and takes the file.
-    async fn idle(&mut self) -> Result<Box<Blob<Unverified>>> {
-        if let Stage::Writing(task) = &mut self.stage {
-            // Awaited in place, so that a caller who is cancelled here loses nothing.
-            let outcome = task.await;
-            self.stage = Stage::Gone;
-            return match outcome {
-                Ok(blob) => blob,
-                Err(error) => match error.try_into_panic() {
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    Err(_) => Err(Error::CacheInterrupted),
-                },
-            };
+    /// Waits while the hash is too far behind `end`.
+    async fn stay_near_the_hash(&self, end: u64) -> Result<()> {
+        if self.arrival.lock().pieces.hashed().saturating_add(LAG) >= end {
+            return Ok(());
         }
-        match std::mem::replace(&mut self.stage, Stage::Gone) {
-            Stage::Idle(blob) => Ok(blob),
-            Stage::Writing(_) | Stage::Gone => Err(Error::StorageFailed {
-                operation: "go on writing",
-                path: self.shared.layout.partial(&self.descriptor.digest),
-                source: io::Error::other("an earlier write failed"),
-            }),
+        let _waiting = Waiting::new(&self.arrival.waiting);
+        self.start_work();
+        self.arrival
+            .until(|state| state.pieces.hashed().saturating_add(LAG) >= end)
+            .await
+    }
+
+    async fn room_of_the_blob(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let room = &self.arrival.room;
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match Arc::clone(room).try_acquire_many_owned(permits) {
+            Ok(permit) => return Ok(permit),
+            Err(TryAcquireError::Closed) => return Err(self.ended()),
+            Err(TryAcquireError::NoPermits) => {}
         }
+        let _waiting = Waiting::new(&self.arrival.waiting);
+        self.start_work();
+        let permit = Arc::clone(room).acquire_many_owned(permits).await;
+        permit.map_err(|_| self.ended())
+    }
+
+    async fn room_of_the_process(&self, bytes: usize) -> Result<Hold> {
+        let memory = &self.arrival.memory;
+        if let Some(share) = memory.try_take(bytes) {
+            return Ok(Hold::Share { _share: share });
+        }
+        let _waiting = Waiting::new(&self.arrival.waiting);
+        self.start_work();
+        // One piece may always be held: whatever others do, this blob moves on.
+        tokio::select! {
+            share = memory.take(bytes) => Ok(Hold::Share { _share: share }),
+            spare = Arc::clone(&self.arrival.spare).acquire_owned() => match spare {
+                Ok(spare) => Ok(Hold::Spare { _spare: spare }),
+                Err(_) => Err(self.ended()),
+            },
+        }
+    }
+
+    fn start_work(&self) {
+        if let Some(work) = &self.work {
+            work.start();
+        }
+    }
+
+    /// Reads the blob while it comes.
+    pub fn reader(&self) -> BlobReader {
+        BlobReader::following(&self.arrival)
+    }
+
+    /// Starts again from nothing, also after an error. The file is a new one: after a failed write nobody knows what the
+    /// old one holds. Readers of before get an error.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.arrival.end(End::Restarted);
+        let Some(former) = self.work.clone() else {
+            return Err(Error::CacheInterrupted);
+        };
+        let (descriptor, memory) = (self.descriptor().clone(), self.arrival.memory.clone());
+        let shared = Arc::clone(&self.shared);
+        let work = blocking(move || {
+            former.discard();
+            Work::begin(descriptor, &shared, memory, Arc::clone(&former.claim))
+        })
+        .await?;
+        self.arrival = Arc::clone(&work.arrival);
+        self.work = Some(Arc::new(work));
+        self.kept = 0;
+        Ok(())
+    }
+
+    /// Waits for the hash, verifies the blob and gives it its name.
+    ///
+    /// # Errors
+    /// When bytes are missing: those that came are left for a later run. When the bytes are not what the digest says: they
+    /// are removed, also those that an earlier run left, so it is worth fetching the blob once more.
+    pub async fn finish(mut self) -> Result<()> {
+        let missing: u64 = self.missing().iter().map(|gap| gap.end - gap.start).sum();
+        if missing > 0 {
+            self.arrival.ensure_going_on()?;
+            return Err(self.size_mismatch(self.arrival.descriptor.size - missing));
+        }
+        self.arrival
+            .until(|state| !state.is_writing && !state.is_hashing)
+            .await?;
+        let Some(work) = self.work.take() else {
+            return Err(Error::CacheInterrupted);
+        };
+        let shared = Arc::clone(&self.shared);
+        blocking(move || work.finish(&shared)).await
+    }
+
+    fn ended(&self) -> Error {
+        let end = self.arrival.lock().end.clone();
+        self.arrival.error(&end.unwrap_or(End::GivenUp))
     }
 
     fn size_mismatch(&self, actual: u64) -> Error {
         Error::SizeMismatch {
-            digest: self.descriptor.digest.clone(),
-            expected: self.descriptor.size,
+            digest: self.arrival.descriptor.digest.clone(),
+            expected: self.arrival.descriptor.size,
             actual,
         }
     }
@@ -243,12 +233,29 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        // Unlinking gigabytes takes a while: not on a thread that serves the network. At the end of the program there is
-        // no other, and the file is removed here.
-        let stage = std::mem::replace(&mut self.stage, Stage::Gone);
-        if let (Stage::Idle(blob), Ok(runtime)) = (stage, tokio::runtime::Handle::try_current()) {
-            drop(runtime.spawn_blocking(move || drop(blob)));
+        let Some(work) = self.work.take() else {
+            return;
+        };
+        self.arrival.end(End::GivenUp);
+        // The last one to leave writes notes and waits for the disk: not on a thread that serves the network. At the end of
+        // the program there is no other.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(move || drop(work)));
         }
+    }
+}
+
+#[cfg(test)]
+impl BlobWriter {
+    /// How many bytes went into the hash.
+    pub(super) fn hashed(&self) -> u64 {
+        self.arrival.lock().pieces.hashed()
+    }
+
+    /// Whether the threads have done all they would do without more bytes.
+    pub(super) fn is_worked_off(&self) -> bool {
+        let state = self.arrival.lock();
+        !state.is_writing && !state.is_hashing && !state.is_syncing && state.due.is_none()
     }
 }
 
@@ -261,7 +268,15 @@ mod tests {
         testing::{fixture, layer, put},
     };
     use super::*;
-    use crate::image::{Algorithm, Digest};
+    use crate::{
+        cache::arrival::ROOM,
+        image::{Algorithm, Digest},
+    };
+
+    /// As many bytes, all different from their neighbours.
+    fn content(length: usize) -> Vec<u8> {
+        (0..=250).cycle().take(length).collect()
+    }
 
     async fn claim(cache: &Cache, descriptor: &Descriptor) -> BlobWriter {
         match cache.claim_blob(descriptor).await.unwrap() {
@@ -311,14 +326,19 @@ mod tests {
     async fn a_finished_blob_is_read_only_and_complete() {
         let fixture = fixture();
         // More than the queue holds, in pieces of odd sizes.
-        let content: Vec<u8> = (0..=250).cycle().take(LIMIT * 3).collect();
+        let content = content(ROOM * 2 + 5);
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let mut descriptor = layer(&content);
             descriptor.digest = Digest::with_algorithm(algorithm, &content);
-            let mut writer = claim(&fixture.cache, &descriptor).await;
+            let writer = claim(&fixture.cache, &descriptor).await;
+            let mut offset = 0;
             for piece in content.chunks(70_001) {
-                writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
-                writer.write(Bytes::new()).await.unwrap();
+                writer
+                    .write_at(offset, Bytes::copy_from_slice(piece))
+                    .await
+                    .unwrap();
+                offset += piece.len() as u64;
+                writer.write_at(offset, Bytes::new()).await.unwrap();
             }
             writer.finish().await.unwrap();
             let path = fixture.cache.shared.layout.blob(&descriptor.digest);
@@ -347,58 +367,83 @@ mod tests {
     #[tokio::test]
     async fn a_restart_forgets_what_came_before() {
         let fixture = fixture();
-        let content = vec![7; ENOUGH * 2];
+        let content = vec![7; 3 << 20];
         let descriptor = layer(&content);
         let mut writer = claim(&fixture.cache, &descriptor).await;
-        writer.write(vec![1; ENOUGH + 1].into()).await.unwrap();
+        writer.write_at(0, vec![1; 2 << 20].into()).await.unwrap();
+        let reader = writer.reader();
         writer.restart().await.unwrap();
-        let excess = writer.write(vec![7; content.len() + 1].into()).await;
+        assert!(reader.read(0, 1).await.is_err());
+        assert_eq!(writer.missing(), [0..3 << 20]);
+        let excess = writer.write_at(1, content.clone().into()).await;
         assert!(matches!(excess, Err(Error::SizeMismatch { .. })));
-        writer.restart().await.unwrap();
-        writer.write(content.into()).await.unwrap();
+        writer.write_at(0, content.into()).await.unwrap();
         writer.finish().await.unwrap();
         assert!(fixture.cache.has_blob(&descriptor).await.unwrap());
+        assert_eq!(fixture.files().len(), 1, "{:?}", fixture.files());
     }
 
     #[tokio::test]
-    async fn a_writer_that_is_dropped_leaves_nothing_and_lets_the_next_one_in() {
+    async fn a_writer_that_is_dropped_early_leaves_nothing_and_lets_the_next_one_in() {
         let fixture = fixture();
-        let content = vec![7; ENOUGH * 2];
+        let content = content(3 << 20);
         let descriptor = layer(&content);
-        for received in [0, 10, ENOUGH + 1] {
-            let mut writer = claim(&fixture.cache, &descriptor).await;
+        for received in [0, 10, 1 << 19] {
+            let writer = claim(&fixture.cache, &descriptor).await;
             writer
-                .write(content[..received].to_vec().into())
+                .write_at(0, content[..received].to_vec().into())
                 .await
                 .unwrap();
             drop(writer);
+            // The next claim has waited until the one before was gone.
+            let writer = claim(&fixture.cache, &descriptor).await;
+            assert_eq!(writer.kept(), 0);
+            assert_eq!(
+                fixture.files(),
+                [format!("blobs/.partial/{}", descriptor.digest)]
+            );
         }
-        // The next claim has waited until the one before was gone.
-        let writer = claim(&fixture.cache, &descriptor).await;
-        assert_eq!(
-            fixture.files(),
-            [format!("blobs/.partial/{}", descriptor.digest)]
-        );
-        drop(writer);
         put(&fixture.cache, &descriptor, &content).await.unwrap();
         assert_eq!(fixture.files().len(), 1);
     }
 
     #[tokio::test]
-    async fn a_slow_disk_holds_the_network_back() {
+    async fn a_blob_larger_than_any_volume_is_refused_before_its_first_byte() {
         let fixture = fixture();
         let mut descriptor = layer(b"");
         descriptor.size = u64::MAX / 2;
-        let cache = fixture.cache.clone();
-        // No volume has that much room, and the caller hears it before the first byte.
-        let error = cache.claim_blob(&descriptor).await.unwrap_err();
+        let error = fixture.cache.claim_blob(&descriptor).await.unwrap_err();
         assert!(matches!(error, Error::CacheFull { .. }), "{error}");
-        descriptor.size = 1 << 30;
-        let mut writer = claim(&cache, &descriptor).await;
-        let piece = Bytes::from(vec![0; 64 * 1024]);
-        for _ in 0..4000 {
-            writer.write(piece.clone()).await.unwrap();
-            assert!(writer.queue.lock().bytes < LIMIT + piece.len());
+        assert_eq!(fixture.files(), Vec::<String>::new());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_workers_may_write_one_blob_in_any_order() {
+        let fixture = fixture();
+        let content = Bytes::from(content((9 << 20) + 77));
+        let descriptor = layer(&content);
+        let writer = Arc::new(claim(&fixture.cache, &descriptor).await);
+        let mut workers = tokio::task::JoinSet::new();
+        for number in (0..10_usize).rev() {
+            let (writer, content) = (Arc::clone(&writer), content.clone());
+            workers.spawn(async move {
+                let start = number << 20;
+                let range = content.slice(start..content.len().min(start + (1 << 20)));
+                let mut offset = start as u64;
+                for piece in range.chunks(33_333) {
+                    let piece = Bytes::copy_from_slice(piece);
+                    let length = piece.len() as u64;
+                    writer.write_at(offset, piece).await.unwrap();
+                    offset += length;
+                }
+            });
         }
+        while let Some(done) = workers.join_next().await {
+            done.unwrap();
+        }
+        assert_eq!(writer.missing(), []);
+        Arc::into_inner(writer).unwrap().finish().await.unwrap();
+        let path = fixture.cache.shared.layout.blob(&descriptor.digest);
+        assert_eq!(std::fs::read(path).unwrap(), content);
     }
 }

@@ -9,19 +9,14 @@ use std::{
     },
 };
 
-<<<<<<< HEAD
-use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
-use crate::{
-    image::{Digest, RepositoryPath},
-    keyed_lock::KeyedLock,
-};
-=======
 use super::{
     connect::ClientOptions, endpoint::Endpoint, gate::Gate, limiter::Limiter, proxy::ProxyChoice,
     quirks::Quirks,
 };
-use crate::image::Digest;
->>>>>>> download
+use crate::{
+    image::{Digest, RepositoryPath},
+    keyed_lock::KeyedLock,
+};
 
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
 #[derive(Debug, Clone, Default)]
@@ -40,23 +35,10 @@ struct HostKey {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) gate: Gate,
-<<<<<<< HEAD
     /// Who writes which list of referrers: that of a subject in a repository (registry rule T6).
     pub(super) referrers: KeyedLock<(RepositoryPath, Digest)>,
     /// Whether the registry was seen to keep lists of referrers itself.
     takes_subjects: AtomicBool,
-}
-
-impl Host {
-    /// Remembers that the registry keeps lists of referrers itself.
-    pub(super) fn note_subjects(&self) {
-        self.takes_subjects.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the registry was seen to keep lists of referrers itself.
-    pub(super) fn takes_subjects(&self) -> bool {
-        self.takes_subjects.load(Ordering::Relaxed)
-=======
     /// Connections that bring the bytes of blobs.
     pub(super) downloads: Limiter,
     /// Connections that take them. They are apart, since an upload may hold its connection while it waits for the download
@@ -69,6 +51,8 @@ impl Host {
         let quirks = Quirks::of(endpoint.host());
         Self {
             gate: Gate::default(),
+            referrers: KeyedLock::default(),
+            takes_subjects: AtomicBool::new(false),
             downloads: Limiter::new(quirks.connections),
             uploads: Limiter::new(quirks.connections),
         }
@@ -78,7 +62,16 @@ impl Host {
     pub(super) fn throttled(&self) {
         self.downloads.throttled();
         self.uploads.throttled();
->>>>>>> download
+    }
+
+    /// Remembers that the registry keeps lists of referrers itself.
+    pub(super) fn note_subjects(&self) {
+        self.takes_subjects.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the registry was seen to keep lists of referrers itself.
+    pub(super) fn takes_subjects(&self) -> bool {
+        self.takes_subjects.load(Ordering::Relaxed)
     }
 }
 

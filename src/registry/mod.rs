@@ -6,12 +6,8 @@
 //!
 //! | layer | file | job |
 //! |---|---|---|
-<<<<<<< HEAD
 //! | operations | manifests, referrers, download, upload, tags | what one endpoint of the protocol needs |
-=======
-//! | operations | manifests, download, upload, tags | what one endpoint of the protocol needs |
 //! | registries | `hosts`, `limiter`, `connection_limit`, `quirks` | what the process knows of each, and how many connections it bears |
->>>>>>> download
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
@@ -44,11 +40,8 @@ mod judge;
 mod limiter;
 mod manifests;
 mod proxy;
-<<<<<<< HEAD
-mod referrers;
-=======
 mod quirks;
->>>>>>> download
+mod referrers;
 mod retry;
 mod retry_after;
 mod scope;

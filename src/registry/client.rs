@@ -43,6 +43,8 @@ pub(super) struct Shared {
     pub(super) base: Url,
     /// What all clients of this registry in this process know.
     pub(super) host: Arc<Host>,
+    /// Whose work this is: turns are taken fairly.
+    pub(super) tenant: Arc<str>,
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
@@ -115,6 +117,7 @@ impl RegistryClient {
             endpoint,
             base,
             host,
+            tenant: options.tenant,
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),
             has_forgotten_tls: AtomicBool::new(false),
@@ -174,6 +177,7 @@ impl RegistryClient {
         Scope {
             repository: self.shared.endpoint.name_of(repository),
             access,
+            source: None,
         }
     }
 
@@ -191,7 +195,7 @@ mod tests {
     use crate::registry::testing::{
         client_at, descriptor, manifest, repository, tag, upload_progress,
     };
-    use crate::registry::{BlobSource, ClientOptions, Credential, Endpoint};
+    use crate::registry::{BlobSource, BlobUpload, ClientOptions, Credential, Endpoint};
 
     /// Only has to compile: the work is spread over threads.
     #[test]
@@ -207,7 +211,15 @@ mod tests {
         check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
         check(client.has_blob(&repository, &blob));
         check(client.get_blob(&repository, &blob));
-        check(client.upload_blob_with_token(&repository, &blob, &source, &progress, None));
+        let upload = BlobUpload {
+            repository: &repository,
+            descriptor: &blob,
+            source: &source,
+            progress: &progress,
+            mount_from: Some(&repository),
+            notes: None,
+        };
+        check(client.upload_blob_with_token(&upload, None));
         check(client.list_tags(&repository));
     }
 

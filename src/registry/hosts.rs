@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
+use super::{
+    connect::ClientOptions, endpoint::Endpoint, gate::Gate, limiter::Limiter, proxy::ProxyChoice,
+    upload::ladder::Ladder,
+};
 use crate::image::Digest;
 
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
@@ -26,6 +29,8 @@ struct HostKey {
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) gate: Gate,
+    pub(super) limiter: Limiter,
+    pub(super) ladder: Ladder,
 }
 
 impl Hosts {

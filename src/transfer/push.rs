@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::{
     image::{Descriptor, Digest, ImageName, RawManifest, Reference},
     output::Direction,
-    registry::{BlobSource, RegistryClient},
+    registry::{BlobSource, BlobUpload, RegistryClient},
 };
 
 use super::{Error, ExistingBlobs, RegistryImage, Result, Run, tree::ImageTree};
@@ -115,14 +115,18 @@ impl Push<'_> {
             .await
             .map_err(|source| self.cache_error(source))?;
         let file = file.ok_or_else(|| self.incomplete(&blob.digest))?;
-        let source = BlobSource::new(Arc::new(file), blob.size);
+        let source = BlobSource::of_file(Arc::new(file), blob.size);
         let transfer = output.transfer(Direction::Upload, &blob.digest, blob.size);
-        let repository = &self.target.repository;
-        let upload = self
-            .client
-            .upload_blob_with_token(repository, blob, &source, &transfer, None)
-            .await;
-        upload.map_err(|source| self.push_error(source))?;
+        let upload = BlobUpload {
+            repository: &self.target.repository,
+            descriptor: blob,
+            source: &source,
+            progress: &transfer,
+            mount_from: None,
+            notes: None,
+        };
+        let uploaded = self.client.upload_blob_with_token(&upload, None).await;
+        uploaded.map_err(|source| self.push_error(source))?;
         transfer.complete();
         sent.lock().insert(key);
         Ok(())

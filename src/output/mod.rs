@@ -321,12 +321,21 @@ impl Transfer {
 
     /// The blob starts again from its first byte. What travelled stays counted as traffic, but not as progress.
     pub fn restart(&self) {
-        let lost = self.done.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            self.output
-                .shared
-                .renderer
-                .handle(&Event::Restarted { id: self.id, lost });
+        self.restart_at(0);
+    }
+
+    /// The blob goes on from this byte: what was told beyond it travels again, and what was not told up to it was there
+    /// already and is no traffic.
+    pub fn restart_at(&self, offset: u64) {
+        let done = self.done.swap(offset, Ordering::Relaxed);
+        let (id, renderer) = (self.id, &self.output.shared.renderer);
+        if done > offset {
+            let lost = done - offset;
+            renderer.handle(&Event::Restarted { id, lost });
+        }
+        if done < offset {
+            let bytes = offset - done;
+            renderer.handle(&Event::Advanced { id, bytes });
         }
     }
 

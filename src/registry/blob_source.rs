@@ -1,43 +1,34 @@
-//! The bytes of a blob to send, from a file.
+//! The bytes of a blob to send: from a file, or from wherever they are just arriving.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{fmt, fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use bytes::Bytes;
-use futures::stream;
-use tokio::{
-    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
-    task::{self, JoinHandle},
-};
+use futures::{FutureExt, future::BoxFuture};
+use tokio::task;
 
-/// One read: large enough that the cost of handing it from thread to thread does not show (reads of 4 KiB reach 0.16 GB/s,
-/// of 256 KiB 8 GB/s; registry rule P3), small enough that 16 uploads with two pieces each stay within 16 MiB.
-const PIECE: u64 = 512 * 1024;
+/// Bytes that can be read at any offset, as often as needed and by several senders at once: there is no shared cursor.
+pub trait BlobContent: Send + Sync + fmt::Debug {
+    /// How many bytes there are, or will be.
+    fn size(&self) -> u64;
 
-/// A blob in a file, readable at any offset and by several senders at once: there is no shared cursor.
+    /// At least one and at most `limit` bytes from `offset`. Waits where they are still to come; an error says that they
+    /// never will. Work begins with the first poll and goes on by itself.
+    fn read(&self, offset: u64, limit: usize) -> BoxFuture<'_, io::Result<Bytes>>;
+}
+
+/// A blob to send. Clones share the content.
 #[derive(Debug, Clone)]
-pub struct BlobSource {
-    file: Arc<File>,
-    size: u64,
-}
-
-/// What became of a body so far.
-#[derive(Debug)]
-pub(super) enum Sent {
-    /// So many more bytes were taken.
-    Bytes(u64),
-    /// The last byte was taken.
-    All,
-    /// The file could not be read.
-    Failed(io::Error),
-}
-
-/// Tells what a body does. Unbounded, since there is one small message for each piece of half a megabyte.
-pub(super) type Meter = UnboundedReceiver<Sent>;
+pub struct BlobSource(Arc<dyn BlobContent>);
 
 impl BlobSource {
-    /// The first `size` bytes of `file`.
-    pub const fn new(file: Arc<File>, size: u64) -> Self {
-        Self { file, size }
+    /// Any content.
+    pub fn new(content: Arc<dyn BlobContent>) -> Self {
+        Self(content)
+    }
+
+    /// The first `size` bytes of a file.
+    pub fn of_file(file: Arc<File>, size: u64) -> Self {
+        Self::new(Arc::new(FileContent { file, size }))
     }
 
     /// A whole file.
@@ -47,80 +38,45 @@ impl BlobSource {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self::new(Arc::new(file), size))
+        Ok(Self::of_file(Arc::new(file), size))
     }
 
     /// How many bytes there are.
-    pub const fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    /// Reads as [`BlobContent::read`] does, for a body that outlives the caller.
+    pub(super) fn read(&self, offset: u64, limit: usize) -> BoxFuture<'static, io::Result<Bytes>> {
+        let content = Arc::clone(&self.0);
+        async move { content.read(offset, limit).await }.boxed()
+    }
+}
+
+/// The beginning of a file.
+#[derive(Debug)]
+struct FileContent {
+    file: Arc<File>,
+    size: u64,
+}
+
+impl BlobContent for FileContent {
+    fn size(&self) -> u64 {
         self.size
     }
 
-    /// A request body that reads the file from its beginning, one piece ahead, and what tells about it.
-    pub(super) fn body(&self) -> (reqwest::Body, Meter) {
-        let (sender, meter) = mpsc::unbounded_channel();
-        if self.size == 0 {
-            // A closed channel would do as well, but the wait for the answer is to count as one.
-            sender.send(Sent::All).ok();
-            return (reqwest::Body::from(Bytes::new()), meter);
-        }
-        let reader = Reader {
-            source: self.clone(),
-            next: self.read(0),
-            offset: 0,
-            sender,
-        };
-        let pieces = stream::try_unfold(reader, Reader::advance);
-        (reqwest::Body::wrap_stream(pieces), meter)
-    }
-
-    /// Reads the piece at `offset` on a thread that may block.
-    fn read(&self, offset: u64) -> Option<JoinHandle<io::Result<Bytes>>> {
-        let length = PIECE.min(self.size.checked_sub(offset)?);
-        if length == 0 {
-            return None;
-        }
+    fn read(&self, offset: u64, limit: usize) -> BoxFuture<'_, io::Result<Bytes>> {
         let file = Arc::clone(&self.file);
-        Some(task::spawn_blocking(move || {
-            let length = usize::try_from(length).map_err(io::Error::other)?;
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, offset)?;
-            Ok(Bytes::from(bytes))
-        }))
-    }
-}
-
-/// Reads one piece while the one before is being sent.
-struct Reader {
-    source: BlobSource,
-    next: Option<JoinHandle<io::Result<Bytes>>>,
-    offset: u64,
-    sender: UnboundedSender<Sent>,
-}
-
-impl Reader {
-    async fn advance(mut self) -> io::Result<Option<(Bytes, Self)>> {
-        let Some(read) = self.next.take() else {
-            return Ok(None);
-        };
-        let bytes = match read.await.map_err(io::Error::other).flatten() {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let told = io::Error::from(error.kind());
-                self.tell(Sent::Failed(error));
-                return Err(told);
-            }
-        };
-        self.offset += bytes.len() as u64;
-        self.next = self.source.read(self.offset);
-        self.tell(Sent::Bytes(bytes.len() as u64));
-        if self.next.is_none() {
-            self.tell(Sent::All);
+        let rest = self.size.saturating_sub(offset);
+        let length = usize::try_from(rest).map_or(limit, |rest| rest.min(limit));
+        async move {
+            let read = task::spawn_blocking(move || {
+                let mut bytes = vec![0; length];
+                file.read_exact_at(&mut bytes, offset)?;
+                Ok(Bytes::from(bytes))
+            });
+            read.await.map_err(io::Error::other)?
         }
-        Ok(Some((bytes, self)))
-    }
-
-    /// Nobody listens any more when the request was given up; then nobody needs to know.
-    fn tell(&self, event: Sent) {
-        self.sender.send(event).ok();
+        .boxed()
     }
 }

@@ -177,6 +177,7 @@ impl RegistryClient {
         Scope {
             repository: self.shared.endpoint.name_of(repository),
             access,
+            source: None,
         }
     }
 
@@ -194,7 +195,7 @@ mod tests {
     use crate::registry::testing::{
         client_at, descriptor, manifest, repository, tag, upload_progress,
     };
-    use crate::registry::{BlobSource, ClientOptions, Credential, Endpoint};
+    use crate::registry::{BlobSource, BlobUpload, ClientOptions, Credential, Endpoint};
 
     /// Only has to compile: the work is spread over threads.
     #[test]
@@ -210,7 +211,15 @@ mod tests {
         check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
         check(client.has_blob(&repository, &blob));
         check(client.get_blob(&repository, &blob));
-        check(client.upload_blob_with_token(&repository, &blob, &source, &progress, None));
+        let upload = BlobUpload {
+            repository: &repository,
+            descriptor: &blob,
+            source: &source,
+            progress: &progress,
+            mount_from: Some(&repository),
+            notes: None,
+        };
+        check(client.upload_blob_with_token(&upload, None));
         check(client.list_tags(&repository));
     }
 

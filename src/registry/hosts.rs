@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     connect::ClientOptions, endpoint::Endpoint, gate::Gate, limiter::Limiter, proxy::ProxyChoice,
-    quirks::Quirks,
+    quirks::Quirks, upload::ladder::Ladder,
 };
 use crate::{
     image::{Digest, RepositoryPath},
@@ -35,6 +35,8 @@ struct HostKey {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) gate: Gate,
+    /// Which kind of upload the registry takes.
+    pub(super) ladder: Ladder,
     /// Who writes which list of referrers: that of a subject in a repository (registry rule T6).
     pub(super) referrers: KeyedLock<(RepositoryPath, Digest)>,
     /// Whether the registry was seen to keep lists of referrers itself.
@@ -51,6 +53,7 @@ impl Host {
         let quirks = Quirks::of(endpoint.host());
         Self {
             gate: Gate::default(),
+            ladder: Ladder::default(),
             referrers: KeyedLock::default(),
             takes_subjects: AtomicBool::new(false),
             downloads: Limiter::new(quirks.connections),

@@ -55,7 +55,7 @@ mod upload;
 mod wire;
 
 pub use answer::Answer;
-pub use blob_source::BlobSource;
+pub use blob_source::{BlobContent, BlobSource};
 pub use blob_stream::BlobStream;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
@@ -69,3 +69,4 @@ pub use limiter::Slot;
 pub use manifests::FoundManifest;
 pub use proxy::{Proxy, ProxyChoice};
 pub use retry::Retry;
+pub use upload::{BlobUpload, UploadNotes, Uploaded};

@@ -61,6 +61,11 @@ impl Retry {
         }
     }
 
+    /// The failures so far did not keep a good part from getting through: they count no more (R21).
+    pub fn progressed(&mut self) {
+        *self = Self::new(self.limit);
+    }
+
     /// A wait that the other side asked for is no retry; but all waits together stay below the limit.
     fn wait(&mut self, wait: Duration) -> Option<Duration> {
         let wait = wait.max(SHORTEST_WAIT);
@@ -141,6 +146,17 @@ mod tests {
                 .count();
             assert_eq!(retries, limit as usize);
         }
+    }
+
+    #[test]
+    fn progress_makes_failures_forgotten() {
+        let mut retry = Retry::new(1);
+        for _ in 0..10 {
+            assert!(retry.next(&unavailable(None)).is_some());
+            retry.progressed();
+        }
+        assert!(retry.next(&unavailable(None)).is_some());
+        assert_eq!(retry.next(&unavailable(None)), None);
     }
 
     #[test]

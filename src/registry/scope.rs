@@ -15,6 +15,8 @@ pub(super) struct Scope {
     /// The name as the registry knows it.
     pub(super) repository: String,
     pub(super) access: Access,
+    /// Another repository that is read for it, where a blob is mounted from there (A13).
+    pub(super) source: Option<String>,
 }
 
 /// The scopes to ask for: what the request needs, with what the challenge asked for beyond, the request's own repository
@@ -50,11 +52,19 @@ pub(super) fn merged_scopes(
         }
     }
     let own = format!("repository:{name}:{}", actions.join(","));
+    let source = needed
+        .source
+        .as_ref()
+        .map(|source| format!("repository:{source}:pull"));
     let others = asked
         .iter()
         .filter(|scope| split_scope(scope).is_none_or(|(other, _)| other != name))
+        .filter(|scope| source.as_ref() != Some(*scope))
         .cloned();
-    std::iter::once(own).chain(others).collect()
+    std::iter::once(own)
+        .chain(source.clone())
+        .chain(others)
+        .collect()
 }
 
 /// Name and actions of a `repository:name:actions`; the name may hold a colon, so it is split from both ends (A11).
@@ -80,6 +90,20 @@ mod tests {
         Scope {
             repository: "team/app".to_owned(),
             access,
+            source: None,
+        }
+    }
+
+    #[test]
+    fn a_mount_asks_for_both_repositories_and_the_own_one_first() {
+        let mount = Scope {
+            source: Some("other/x".to_owned()),
+            ..scope(Access::Push)
+        };
+        let (own, other) = ("repository:team/app:pull,push", "repository:other/x:pull");
+        for asked in [vec![], vec![own], vec![other, own], vec![own, other]] {
+            let asked: Vec<_> = asked.into_iter().map(str::to_owned).collect();
+            assert_eq!(merged_scopes(&asked, Some(&mount), false), [own, other]);
         }
     }
 

@@ -12,6 +12,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, StatusCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,7 +20,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{ClientOptions, Credential, Endpoint, RegistryClient};
+use super::{
+    BlobContent, BlobSource, BlobUpload, ClientOptions, Credential, Endpoint, RegistryClient,
+    Result, Uploaded,
+};
 use crate::{
     image::{Descriptor, Digest, MediaType, RawManifest, Reference, RepositoryPath},
     output::{Direction, Event, OutputManager, Renderer, Transfer},
@@ -275,6 +279,48 @@ pub(super) fn descriptor(content: &[u8]) -> Descriptor {
 
 pub(super) fn upload_progress() -> Transfer {
     OutputManager::silent().transfer(Direction::Upload, &Digest::of(b""), 0)
+}
+
+/// A blob in memory.
+#[derive(Debug)]
+struct Memory(Bytes);
+
+impl BlobContent for Memory {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read(&self, offset: u64, limit: usize) -> BoxFuture<'_, std::io::Result<Bytes>> {
+        let start = usize::try_from(offset).unwrap();
+        let piece = self.0.slice(start..self.0.len().min(start + limit));
+        async move { Ok(piece) }.boxed()
+    }
+}
+
+pub(super) fn source(content: &[u8]) -> BlobSource {
+    BlobSource::new(Arc::new(Memory(Bytes::copy_from_slice(content))))
+}
+
+/// Uploads a blob, with nothing special about it.
+pub(super) async fn upload(client: &RegistryClient, content: &[u8]) -> Result<Uploaded> {
+    upload_from(client, content, &source(content)).await
+}
+
+/// The same from a source of the test's own.
+pub(super) async fn upload_from(
+    client: &RegistryClient,
+    content: &[u8],
+    source: &BlobSource,
+) -> Result<Uploaded> {
+    let upload = BlobUpload {
+        repository: &repository(),
+        descriptor: &descriptor(content),
+        source,
+        progress: &upload_progress(),
+        mount_from: None,
+        notes: None,
+    };
+    client.upload_blob_with_token(&upload, None).await
 }
 
 /// Keeps what was told.

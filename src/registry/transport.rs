@@ -6,19 +6,19 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Request, Response};
 use url::Url;
 
-use crate::{error::handlers, output::Transfer};
+use crate::error::handlers;
 
 use super::{
     RegistryClient, Retry, address,
     answer::Answer,
     auth::{self, Authorization},
-    blob_source::BlobSource,
     body::{self, Capped},
     challenge::Challenge,
     error::{Error, Operation, Result},
     judge::{self, Subject},
     retry::LONGEST_WAIT,
     scope::Scope,
+    upload::Outgoing,
     wire,
 };
 
@@ -47,11 +47,19 @@ pub(super) enum Payload<'a> {
     Empty,
     /// A manifest.
     Document(Bytes),
-    /// A blob from a file.
-    Blob {
-        source: &'a BlobSource,
-        progress: &'a Transfer,
-    },
+    /// A blob, or a part of one.
+    Blob(&'a Outgoing<'a>),
+}
+
+impl Payload<'_> {
+    /// Whether a large body was sent to its end. One of less than this was in buffers before anybody looked at it.
+    fn is_spent(&self) -> bool {
+        const LARGE: u64 = 1024 * 1024;
+        match self {
+            Self::Empty | Self::Document(_) => false,
+            Self::Blob(bytes) => bytes.length() >= LARGE && bytes.is_spent(),
+        }
+    }
 }
 
 impl Call<'_> {
@@ -166,7 +174,7 @@ impl RegistryClient {
     }
 
     /// One attempt: a success, an accepted answer, or the error that the answer is.
-    async fn attempt_with_login(&self, call: &Call<'_>) -> Result<Response> {
+    pub(super) async fn attempt_with_login(&self, call: &Call<'_>) -> Result<Response> {
         self.pass_gate(call).await?;
         let response = self.logged_in(call).await?;
         let status = response.status();
@@ -243,6 +251,9 @@ impl RegistryClient {
                 _ => return Ok(response),
             };
             match better {
+                // Who asks for a login after the whole body would do so again: there is another way for such hosts, and the
+                // new login is kept for it (registry rule A17).
+                Some(_) if call.payload.is_spent() => return Ok(response),
                 Some(better) => authorization = better,
                 None => return Ok(response),
             }
@@ -356,13 +367,11 @@ impl RegistryClient {
                 *request.body_mut() = Some(bytes.clone().into());
                 wire::exchange(&self.client, request, &call.operation).await
             }
-            Payload::Blob { source, progress } => {
-                let (body, meter) = source.body();
-                set_length(&mut request, source.size());
+            Payload::Blob(bytes) => {
+                let (body, meter) = bytes.body();
+                set_length(&mut request, bytes.length());
                 *request.body_mut() = Some(body);
-                // The body starts from its first byte, whatever an earlier attempt has sent.
-                progress.restart();
-                wire::exchange_blob(&self.client, request, &call.operation, meter, progress).await
+                wire::exchange_blob(&self.client, request, &call.operation, meter, bytes).await
             }
         }
     }

@@ -9,23 +9,17 @@ use tokio::time::Instant;
 use tracing::debug;
 use url::Url;
 
-use crate::output::Transfer;
-
 use super::{
-    blob_source::{Meter, Sent},
     body::IDLE_LIMIT,
     connect::{CONNECT_LIMIT, Client},
     error::{Cause, Error, Operation, Result},
     proxy::Proxy,
     tls,
+    upload::{Meter, Outgoing, Sent},
 };
 
 /// From the request's last byte to the answer's headers (registry rule P12).
 const HEADER_LIMIT: Duration = Duration::from_secs(30);
-
-/// The same after a blob: registries on object storage copy the whole blob before they answer. GHCR was seen to take 11 s
-/// for 700 MB, S3 minutes for several gigabytes (registry rules U11, U12; jib#4301).
-const COMMIT_LIMIT: Duration = Duration::from_mins(10);
 
 /// Slowest way on which a manifest of some megabytes still arrives; a guess, nothing depends on its exact value.
 const SLOWEST_BYTES_PER_SECOND: usize = 64 * 1024;
@@ -60,7 +54,7 @@ pub(super) async fn exchange_blob(
     request: Request,
     operation: &Operation,
     meter: Meter,
-    progress: &Transfer,
+    bytes: &Outgoing<'_>,
 ) -> Result<Response> {
     let operation = &client.on_the_way(operation, request.url());
     logged(request, operation, async move |request| {
@@ -68,7 +62,8 @@ pub(super) async fn exchange_blob(
             client.execute(request, operation),
             operation,
             meter,
-            progress,
+            bytes.answer_limit(),
+            |taken| bytes.advance(taken),
         )
         .await
     })
@@ -123,37 +118,48 @@ impl Client {
     }
 }
 
-/// Drives an upload while looking at what it has taken so far.
+/// Drives an upload while looking at what is taken of it. The clock stands still while the connection would take more than
+/// the source has: then it is not the registry that is slow.
 async fn watched(
     send: impl Future<Output = Result<Response>>,
     operation: &Operation,
     mut meter: Meter,
-    progress: &Transfer,
+    answer_limit: Duration,
+    taken: impl Fn(u64),
 ) -> Result<Response> {
     let mut send = pin!(send);
-    let mut sending = true;
-    let mut limit = IDLE_LIMIT;
-    let mut deadline = Instant::now() + limit;
+    let mut phase = Phase::Sending;
+    let mut since = Instant::now();
     let mut unreadable = None;
-    let mut note = |event: Sent, sending: &mut bool| match event {
-        Sent::Bytes(bytes) => progress.advance(bytes),
-        Sent::All => *sending = false,
+    let mut note = |event: Sent, phase: &mut Phase| match event {
+        Sent::Waiting => *phase = Phase::Waiting,
+        Sent::Bytes(bytes) => {
+            *phase = Phase::Sending;
+            taken(bytes);
+        }
+        Sent::All => *phase = Phase::Sent,
         Sent::Failed(error) => unreadable = Some(error),
     };
     let result = loop {
+        let limit = match phase {
+            Phase::Sending => IDLE_LIMIT,
+            Phase::Waiting => Duration::MAX,
+            Phase::Sent => answer_limit,
+        };
         tokio::select! {
             biased;
             Some(event) = meter.recv() => {
-                note(event, &mut sending);
-                limit = if sending { IDLE_LIMIT } else { COMMIT_LIMIT };
-                deadline = Instant::now() + limit;
+                note(event, &mut phase);
+                since = Instant::now();
             }
             result = &mut send => break result,
-            () = tokio::time::sleep_until(deadline) => break Err(stalled(operation, sending, limit)),
+            () = tokio::time::sleep(limit.saturating_sub(since.elapsed())) => {
+                break Err(stalled(operation, phase == Phase::Sending, limit));
+            }
         }
     };
     while let Ok(event) = meter.try_recv() {
-        note(event, &mut sending);
+        note(event, &mut phase);
     }
     match unreadable {
         Some(source) => Err(Error::SourceUnreadable {
@@ -162,6 +168,17 @@ async fn watched(
         }),
         None => result,
     }
+}
+
+/// Who is waited for in an upload.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The registry, to take what there is.
+    Sending,
+    /// The source, to have more.
+    Waiting,
+    /// The registry, to answer.
+    Sent,
 }
 
 /// Runs an exchange and logs it: method, URL without query (it may be a signature), outcome, time.
@@ -360,7 +377,6 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::registry::testing::upload_progress;
 
     #[tokio::test(start_paused = true)]
     async fn an_upload_may_take_for_ever_as_long_as_it_moves() {
@@ -381,9 +397,10 @@ mod tests {
                 pending::<()>().await;
             };
             let started = Instant::now();
-            let (operation, progress) = (Operation::new("upload"), upload_progress());
+            let operation = Operation::new("upload");
+            let limit = Duration::from_mins(10);
             let result = tokio::select! {
-                result = watched(pending(), &operation, meter, &progress) => result,
+                result = watched(pending(), &operation, meter, limit, |_| ()) => result,
                 () = feed => unreachable!("it never ends"),
             };
             assert!(

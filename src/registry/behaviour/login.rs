@@ -7,10 +7,10 @@ use http::StatusCode;
 use crate::{
     error::Classified,
     registry::{
-        BlobSource, Credential,
+        Credential,
         testing::{
-            Counter, Seen, Server, asks_for_token, descriptor, manifest, reply, repository, status,
-            tag, token, upload_progress,
+            Counter, Seen, Server, asks_for_token, manifest, reply, repository, status, tag, token,
+            upload,
         },
     },
 };
@@ -252,11 +252,11 @@ async fn a_seed_is_used_until_it_is_refused() {
     assert_eq!(sent.len(), 1);
 }
 
-#[tokio::test]
-async fn a_token_that_dies_while_a_blob_is_sent_is_replaced_and_the_blob_sent_again() {
+/// A registry whose token dies with the first body.
+async fn forgetful() -> Server {
     let issued = Counter::default();
-    let puts = Counter::default();
-    let server = Server::start(move |seen| {
+    let bodies = Counter::default();
+    Server::start(move |seen| {
         let is_good = seen
             .authorization()
             .is_some_and(|value| value.starts_with("Bearer t"));
@@ -264,25 +264,18 @@ async fn a_token_that_dies_while_a_blob_is_sent_is_replaced_and_the_blob_sent_ag
             _ if seen.target.starts_with("/token") => token(&format!("t{}", issued.next())),
             _ if !is_good => asks_for_token("/token"),
             "POST" => reply(StatusCode::ACCEPTED, &[("location", "/upload/1")], ""),
-            "PUT" if puts.next() == 1 => asks_for_token("/token"),
+            "PUT" if bodies.next() == 1 => asks_for_token("/token"),
+            "PATCH" => status(202),
             _ => status(201),
         }
     })
-    .await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(3_000_000).unwrap();
-    let source = BlobSource::open(file.path()).unwrap();
-    server
-        .client()
-        .upload_blob_with_token(
-            &repository(),
-            &descriptor(b"x"),
-            &source,
-            &upload_progress(),
-            None,
-        )
-        .await
-        .unwrap();
+    .await
+}
+
+#[tokio::test]
+async fn a_token_that_dies_while_a_small_blob_is_sent_is_replaced_and_the_blob_sent_again() {
+    let server = forgetful().await;
+    upload(&server.client(), b"layer").await.unwrap();
     let puts: Vec<_> = server
         .seen()
         .into_iter()
@@ -291,8 +284,34 @@ async fn a_token_that_dies_while_a_blob_is_sent_is_replaced_and_the_blob_sent_ag
     assert_eq!(puts.len(), 2);
     assert_eq!(puts[0].authorization(), Some("Bearer t1"));
     assert_eq!(puts[1].authorization(), Some("Bearer t2"));
-    assert_eq!(puts[1].body.len(), 3_000_000);
     assert_eq!(server.count("POST", "/uploads/"), 2, "{:?}", server.lines());
+}
+
+/// Registry rule A17: the body is sent twice and no more, and the next blob goes the better way at once.
+#[tokio::test]
+async fn a_registry_that_looks_at_the_login_after_the_whole_blob_gets_blob_and_digest_apart() {
+    let server = forgetful().await;
+    let client = server.client();
+    let blob = vec![7; 3_000_000];
+    upload(&client, &blob).await.unwrap();
+    upload(&client, &blob).await.unwrap();
+    let bodies: Vec<_> = server
+        .seen()
+        .into_iter()
+        .filter(|seen| matches!(seen.method.as_str(), "PUT" | "PATCH"))
+        .map(|seen| {
+            let token = seen.authorization().unwrap().to_owned();
+            (seen.method, token, seen.body.len())
+        })
+        .collect();
+    let line = |method: &str, token: &str, length| (method.to_owned(), token.to_owned(), length);
+    let apart = [
+        line("PATCH", "Bearer t2", 3_000_000),
+        line("PUT", "Bearer t2", 0),
+    ];
+    assert_eq!(bodies[0], line("PUT", "Bearer t1", 3_000_000));
+    assert_eq!(bodies[1..3], apart);
+    assert_eq!(bodies[3..], apart);
 }
 
 #[tokio::test]

@@ -6,10 +6,9 @@ use http::StatusCode;
 use crate::{
     error::Classified,
     registry::{
-        BlobSource, Credential,
+        Credential,
         testing::{
-            Seen, Server, asks_for_token, descriptor, reply, repository, status, tag,
-            upload_progress,
+            Seen, Server, asks_for_token, descriptor, reply, repository, status, tag, upload,
         },
     },
 };
@@ -76,19 +75,7 @@ async fn bytes_for_another_host_are_sent_without_login() {
     let storage = Server::start(|_| status(201)).await;
     let target = format!("{}/upload?a=%2Fb", storage.url());
     let server = registry(move |_| reply(StatusCode::ACCEPTED, &[("location", &target)], "")).await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let source = BlobSource::open(file.path()).unwrap();
-    server
-        .client_as(me())
-        .upload_blob_with_token(
-            &repository(),
-            &descriptor(b""),
-            &source,
-            &upload_progress(),
-            None,
-        )
-        .await
-        .unwrap();
+    upload(&server.client_as(me()), b"").await.unwrap();
     assert!(
         storage.seen()[0]
             .target
@@ -195,19 +182,7 @@ async fn a_redirected_post_stays_a_post() {
                 },
             )
             .await;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let source = BlobSource::open(file.path()).unwrap();
-        server
-            .client()
-            .upload_blob_with_token(
-                &repository(),
-                &descriptor(b""),
-                &source,
-                &upload_progress(),
-                None,
-            )
-            .await
-            .unwrap();
+        upload(&server.client(), b"").await.unwrap();
     }
 }
 

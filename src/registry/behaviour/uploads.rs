@@ -9,10 +9,10 @@ use crate::{
     image::Digest,
     output::{Direction, OutputManager},
     registry::{
-        BlobSource, ClientOptions, RegistryClient, Result,
+        BlobSource, BlobUpload, ClientOptions,
         testing::{
-            Counter, Recorder, Seen, Server, descriptor, error, reply, repository, status,
-            upload_progress,
+            Counter, Recorder, Seen, Server, descriptor, error, reply, repository, status, upload,
+            upload_from,
         },
     },
 };
@@ -28,20 +28,6 @@ fn file_of(content: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(content).unwrap();
     file
-}
-
-async fn upload(client: &RegistryClient, content: &[u8]) -> Result<()> {
-    let file = file_of(content);
-    let source = BlobSource::open(file.path()).unwrap();
-    client
-        .upload_blob_with_token(
-            &repository(),
-            &descriptor(content),
-            &source,
-            &upload_progress(),
-            None,
-        )
-        .await
 }
 
 fn opened() -> axum::response::Response {
@@ -95,16 +81,15 @@ async fn progress_tells_each_byte_once_and_starts_over_with_the_blob() {
     let source = BlobSource::open(file.path()).unwrap();
     let progress = output.transfer(Direction::Upload, &Digest::of(&content), source.size());
     let client = server.client().with_output(output.clone());
-    client
-        .upload_blob_with_token(
-            &repository(),
-            &descriptor(&content),
-            &source,
-            &progress,
-            None,
-        )
-        .await
-        .unwrap();
+    let upload = BlobUpload {
+        repository: &repository(),
+        descriptor: &descriptor(&content),
+        source: &source,
+        progress: &progress,
+        mount_from: None,
+        notes: None,
+    };
+    client.upload_blob_with_token(&upload, None).await.unwrap();
     assert_eq!(output.totals().bytes_uploaded, 2 * content.len() as u64);
     assert_eq!(output.totals().retries, 1);
     let events = recorder.0.lock().unwrap().join("\n");
@@ -242,16 +227,8 @@ async fn a_file_that_is_shorter_than_said_is_our_own_trouble() {
     })
     .await;
     let file = file_of(b"layer");
-    let source = BlobSource::new(Arc::new(file.reopen().unwrap()), 1_000_000);
-    let failed = server
-        .client()
-        .upload_blob_with_token(
-            &repository(),
-            &descriptor(b"layer"),
-            &source,
-            &upload_progress(),
-            None,
-        )
+    let source = BlobSource::of_file(Arc::new(file.reopen().unwrap()), 1_000_000);
+    let failed = upload_from(&server.client(), b"layer", &source)
         .await
         .unwrap_err();
     assert_eq!(

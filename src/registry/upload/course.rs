@@ -1,0 +1,418 @@
+//! The course of an upload: attempts, what is gone on from, and which way is tried next.
+
+use http::StatusCode;
+
+use super::{
+    super::{
+        Answer, RegistryClient,
+        error::{Error, Operation, Result},
+    },
+    BlobUpload, Uploaded,
+    ladder::{self, TELLING, Tried, Verdict, Way},
+    notes::Note,
+    outgoing::Outgoing,
+    session::{Mounted, Session},
+    turn::{Attempt, Turn},
+};
+use crate::error::{Class, Classified};
+use std::sync::Arc;
+
+/// A smaller blob is sent again sooner than it is asked for.
+const WORTH_RESUMING: u64 = 1024 * 1024;
+
+/// A smaller blob is sent again sooner than a file is written about it.
+const WORTH_NOTING: u64 = 8 * 1024 * 1024;
+
+/// What outlives a single attempt.
+pub(super) struct Course<'a> {
+    client: RegistryClient,
+    upload: &'a BlobUpload<'a>,
+    operation: Operation,
+    /// An upload that broke off and may be gone on with.
+    session: Option<Session>,
+    /// The last request that carried bytes, until something else was asked.
+    tried: Option<Tried>,
+    /// Our own limit for one request, after a connection broke and the registry kept nothing.
+    limit: Option<u64>,
+    /// How many bytes went through before the connection broke.
+    cut: Option<u64>,
+    /// The farthest the registry ever was, and where the count of failures began last.
+    farthest: u64,
+    mark: u64,
+    /// What there was a note of.
+    resumed_from: Option<u64>,
+    may_have_note: bool,
+    has_tried_mount: bool,
+    has_started_over: bool,
+    /// Why the first way failed: where all fail, this says most.
+    first_refusal: Option<Error>,
+}
+
+/// What follows from a failure.
+enum Next {
+    /// Another way, at once.
+    OtherWay,
+    /// The same again, if that is worth it.
+    Retry(Error),
+}
+
+impl<'a> Course<'a> {
+    pub(super) fn new(client: RegistryClient, upload: &'a BlobUpload<'a>) -> Self {
+        let operation = Operation::new(format!(
+            "upload blob {} to {} at {}",
+            upload.descriptor.digest, upload.repository, client.address
+        ));
+        Self {
+            client,
+            upload,
+            operation,
+            session: None,
+            tried: None,
+            limit: None,
+            cut: None,
+            farthest: 0,
+            mark: 0,
+            resumed_from: None,
+            may_have_note: upload.notes.is_some() && upload.source.size() >= WORTH_NOTING,
+            has_tried_mount: false,
+            has_started_over: false,
+            first_refusal: None,
+        }
+    }
+
+    /// Tries until the blob is there, or until there is no more point in trying.
+    pub(super) async fn run(mut self) -> Result<Uploaded> {
+        self.session = self.remembered().await;
+        let mut retry = self.client.retry();
+        loop {
+            let error = match self.attempt().await {
+                Ok(uploaded) => {
+                    self.note(None).await;
+                    return Ok(uploaded);
+                }
+                Err(error) => error,
+            };
+            if self.farthest >= self.mark + TELLING {
+                // A registry that takes a mebibyte at a time takes a large blob too, however often it breaks off (R21).
+                self.mark = self.farthest;
+                retry.progressed();
+            }
+            let error = match self.next(error).await {
+                Next::OtherWay => continue,
+                Next::Retry(error) => error,
+            };
+            let is_retried = self.client.pause_after(&mut retry, &self.operation, &error);
+            if !is_retried.await {
+                self.give_up(&error).await;
+                return Err(self.client.diagnosed(error).await);
+            }
+        }
+    }
+
+    /// One attempt: goes on with an upload or opens one, sends what is missing, names the digest.
+    async fn attempt(&mut self) -> Result<Uploaded> {
+        self.tried = None;
+        let shared = &self.client.shared;
+        let turn = Attempt::begin(&shared.host, &shared.tenant).await;
+        let Some(mut session) = self.enter().await? else {
+            return Ok(Uploaded::Mounted);
+        };
+        let sent = self.send(&mut session, &turn).await;
+        match sent {
+            Ok(()) => {
+                session.stay();
+                Ok(match self.resumed_from {
+                    Some(from) => Uploaded::Resumed { from },
+                    None => Uploaded::Sent,
+                })
+            }
+            Err(error) => {
+                self.session = Some(session);
+                Err(error)
+            }
+        }
+    }
+
+    /// An open upload, or nothing where the blob was mounted.
+    async fn enter(&mut self) -> Result<Option<Session>> {
+        if let Some(session) = self.session.take()
+            && let Some(session) = self.go_on(session).await?
+        {
+            return Ok(Some(session));
+        }
+        self.resumed_from = None;
+        let session = match self.mount().await? {
+            Some(Mounted::Done) => return Ok(None),
+            Some(Mounted::Opened(session)) => session,
+            None => {
+                let BlobUpload { repository, .. } = self.upload;
+                Session::open(&self.client, repository, &self.operation).await?
+            }
+        };
+        Ok(Some(self.noted(session).await))
+    }
+
+    /// An upload of before, if the registry still knows it.
+    async fn go_on(&mut self, mut session: Session) -> Result<Option<Session>> {
+        let there = match session.ask().await {
+            Ok(there) => there,
+            Err(error) => {
+                self.session = Some(session);
+                return Err(error);
+            }
+        };
+        // What was acknowledged counts, whatever is said later (registry rule U9).
+        let offset = there.map(|there| there.max(session.offset()));
+        if let Some(offset) = offset.filter(|offset| *offset <= self.upload.source.size()) {
+            session.go_on_from(offset);
+            self.farthest = self.farthest.max(offset);
+            if let Some(from) = &mut self.resumed_from {
+                *from = offset;
+            }
+            return Ok(Some(session));
+        }
+        // Nothing to cancel, and nothing is there of what went through: smaller requests may fit into the life of one
+        // connection.
+        session.stay();
+        self.note(None).await;
+        if let Some(limit) = self.cut.take().and_then(ladder::chunk_below) {
+            self.limit = Some(self.limit.map_or(limit, |old| old.min(limit)));
+        }
+        Ok(None)
+    }
+
+    /// Asks once for the blob of another repository; whatever is wrong with that, the bytes can still be sent (U16).
+    async fn mount(&mut self) -> Result<Option<Mounted>> {
+        let BlobUpload {
+            repository,
+            descriptor,
+            ..
+        } = self.upload;
+        let from = self.upload.mount_from.filter(|from| *from != *repository);
+        let Some(from) = from.filter(|_| !self.has_tried_mount) else {
+            return Ok(None);
+        };
+        self.has_tried_mount = true;
+        let digest = &descriptor.digest;
+        let mounted = Session::mount(&self.client, repository, &self.operation, digest, from).await;
+        match mounted {
+            Ok(mounted) => Ok(Some(mounted)),
+            Err(error) if error.class() == Class::RateLimited => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Sends what the registry does not have yet, and makes sure that it has all.
+    async fn send(&mut self, session: &mut Session, turn: &Arc<Turn>) -> Result<()> {
+        let size = self.upload.source.size();
+        let rest = size - session.offset();
+        let way = self.client.shared.host.ladder.way(rest, self.limit);
+        let chunk = match way {
+            Way::Whole => return self.commit(session, turn).await,
+            Way::Stream => rest,
+            Way::Chunks(chunk) => chunk,
+        };
+        while session.offset() < size {
+            let start = session.offset();
+            let end = start.saturating_add(chunk).min(size);
+            let upload = self.upload;
+            let bytes = Outgoing::new(upload.source, start..end, upload.progress, turn);
+            let is_chunk = matches!(way, Way::Chunks(_));
+            let sent = session.append(&bytes, is_chunk, self.limit.is_some()).await;
+            self.tried = Some(Tried {
+                way,
+                length: bytes.length(),
+                taken: bytes.taken(),
+            });
+            sent?;
+            self.farthest = self.farthest.max(session.offset());
+            self.note(Some(session)).await;
+        }
+        self.tried = None;
+        self.commit(session, turn).await
+    }
+
+    /// Sends the rest with the digest, and looks whether the blob is there where the answer leaves that open.
+    async fn commit(&mut self, session: &Session, turn: &Arc<Turn>) -> Result<()> {
+        let upload = self.upload;
+        let range = session.offset()..upload.source.size();
+        let rest = Outgoing::new(upload.source, range, upload.progress, turn);
+        let sent = session.commit(&rest, &upload.descriptor.digest).await;
+        if rest.length() > 0 {
+            self.tried = Some(Tried {
+                way: Way::Whole,
+                length: rest.length(),
+                taken: rest.taken(),
+            });
+        }
+        match sent {
+            // Success, but not the one a finished upload has: make sure (registry rule G5).
+            Ok(response) if response.status() == StatusCode::ACCEPTED => {
+                if self.is_there().await {
+                    return Ok(());
+                }
+                Err(Error::UnexpectedAnswer {
+                    operation: self.operation.clone(),
+                    answer: Answer::of_status(response.status()),
+                    problem: "the registry took the bytes, but does not have the blob",
+                })
+            }
+            Ok(_) => Ok(()),
+            // The answer got lost, the upload perhaps not (registry rule U11; jib#4301): sending it again would cost more
+            // than asking.
+            Err(error) if error.class() == Class::Network && rest.is_spent() => {
+                if self.is_there().await {
+                    return Ok(());
+                }
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks once whether the blob arrived. No answer counts as no.
+    async fn is_there(&self) -> bool {
+        let BlobUpload {
+            repository,
+            descriptor,
+            ..
+        } = self.upload;
+        let call = self.client.head_blob_call(repository, descriptor);
+        let found = self.client.attempt(&call).await;
+        found.is_ok_and(|response| response.status().is_success())
+    }
+
+    /// What a failed attempt means for the next.
+    async fn next(&mut self, error: Error) -> Next {
+        let Some(session) = self.session.take() else {
+            return Next::Retry(error);
+        };
+        if let Some(tried) = self.tried
+            && let Some(verdict) = ladder::verdict(tried, &error)
+        {
+            return self.other_way(session, tried, verdict, error);
+        }
+        if is_out_of_place(&error)
+            && let Some(tried) = self.tried
+        {
+            return self.find_place(session, tried, error).await;
+        }
+        let is_pieced = session.is_pieced();
+        match error.class() {
+            // Bytes are there twice, or not at all: what the registry counted was wrong (U9).
+            Class::Policy if is_pieced && !self.has_started_over => {
+                self.has_started_over = true;
+                self.limit = None;
+                return Next::OtherWay;
+            }
+            _ if matches!(error, Error::UploadSessionLost { .. }) => self.forget(session),
+            Class::Network | Class::RateLimited | Class::RegistryStorage
+                if is_pieced || self.upload.source.size() >= WORTH_RESUMING =>
+            {
+                if let Some(tried) = self.tried.filter(|_| error.is_transport()) {
+                    self.cut = Some(tried.taken);
+                }
+                self.session = Some(session);
+            }
+            _ => {}
+        }
+        Next::Retry(error)
+    }
+
+    /// The way that was tried does not work here.
+    fn other_way(
+        &mut self,
+        session: Session,
+        tried: Tried,
+        verdict: Verdict,
+        error: Error,
+    ) -> Next {
+        let rest = self.upload.source.size() - session.offset();
+        let ladder = &self.client.shared.host.ladder;
+        if !ladder.learn(tried, verdict, rest, self.limit) {
+            return Next::Retry(self.first_refusal.take().unwrap_or(error));
+        }
+        self.first_refusal.get_or_insert(error);
+        if session.offset() > 0 {
+            self.session = Some(session);
+        }
+        Next::OtherWay
+    }
+
+    /// A chunk was refused as out of place: either the registry is elsewhere (registry rule R20), or it is the size.
+    async fn find_place(&mut self, mut session: Session, tried: Tried, error: Error) -> Next {
+        match session.ask().await {
+            Ok(Some(there)) if there == session.offset() => {
+                let verdict = ladder::verdict_on_size(tried);
+                return self.other_way(session, tried, verdict, error);
+            }
+            Ok(Some(there)) if there <= self.upload.source.size() => {
+                session.go_on_from(there);
+                self.session = Some(session);
+            }
+            Ok(_) => self.forget(session),
+            Err(_) => self.session = Some(session),
+        }
+        Next::Retry(error)
+    }
+
+    /// The registry does not know it any more: there is nothing to cancel.
+    fn forget(&mut self, mut session: Session) {
+        session.stay();
+        self.resumed_from = None;
+    }
+
+    /// The upload that a note tells of.
+    async fn remembered(&mut self) -> Option<Session> {
+        let notes = self.upload.notes.filter(|_| self.may_have_note)?;
+        let note = Note::read(&notes.load().await?)?;
+        let location = note.location(&self.client.shared.base)?;
+        self.resumed_from = Some(note.offset);
+        Some(Session::known(
+            &self.client,
+            self.upload.repository,
+            &self.operation,
+            location,
+            note.offset,
+        ))
+    }
+
+    /// The session, which from now on outlives the process where notes are kept.
+    async fn noted(&self, mut session: Session) -> Session {
+        if self.may_have_note {
+            session.stay();
+        }
+        self.note(Some(&session)).await;
+        session
+    }
+
+    /// Keeps a note of how far the upload is, or none.
+    async fn note(&self, session: Option<&Session>) {
+        let Some(notes) = self.upload.notes.filter(|_| self.may_have_note) else {
+            return;
+        };
+        let note =
+            session.and_then(|session| Note::new(session.location(), session.offset()).text());
+        notes.save(note).await;
+    }
+
+    /// What is not tried again now may be gone on with by the next run, if only the way there was bad.
+    async fn give_up(&mut self, error: &Error) {
+        let session = self.session.take();
+        if session.is_some() && self.may_have_note && error.class() == Class::Network {
+            return;
+        }
+        self.note(None).await;
+        if let Some(mut session) = session {
+            session.go();
+        }
+    }
+}
+
+/// 416, for what is not where the registry is.
+fn is_out_of_place(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::UploadSessionLost { answer, .. } if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE
+    )
+}

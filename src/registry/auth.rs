@@ -413,7 +413,6 @@ mod tests {
                 "https://169.254.169.254/token",
                 false,
             ),
-            ("https://r.example/v2/", "https://127.0.0.1/token", false),
             ("https://r.example/v2/", "file:///etc/passwd", false),
             ("http://127.0.0.1:1/v2/", "http://127.0.0.1:2/token", true),
             ("http://r.example/v2/", "http://auth.example/token", true),

@@ -9,6 +9,7 @@ use super::{
     credential::Credential,
     endpoint::Endpoint,
     error::{Cause, Error, Result},
+    filter::{Filter, Loopback, Names, Resolver},
     hosts::Hosts,
     proxy::{ProxyChoice, Routes},
     tls,
@@ -43,6 +44,10 @@ pub struct ClientOptions {
     pub retry_attempts: u32,
     /// What this process knows about registries.
     pub hosts: Hosts,
+    /// Who may be asked on this machine.
+    pub loopback: Loopback,
+    /// How names become addresses.
+    pub names: Names,
     /// Whose work this is: connections are shared fairly between tenants. The operator names the namespace.
     pub tenant: Arc<str>,
 }
@@ -57,6 +62,8 @@ impl Default for ClientOptions {
             skip_tls_verify: false,
             retry_attempts: RETRY_ATTEMPTS,
             hosts: Hosts::default(),
+            loopback: Loopback::default(),
+            names: Names::default(),
             tenant: Arc::default(),
         }
     }
@@ -67,17 +74,26 @@ impl Default for ClientOptions {
 pub(super) struct Client {
     pub(super) http: reqwest::Client,
     pub(super) routes: Arc<Routes>,
+    pub(super) filter: Arc<Filter>,
 }
 
 /// Builds the client for one registry.
 pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Client> {
-    let routes = Arc::new(Routes::new(&options.proxy, &endpoint.base_url()?)?);
+    let base = endpoint.base_url()?;
+    let routes = Arc::new(Routes::new(&options.proxy, &base)?);
+    let filter = Arc::new(Filter::new(
+        options.loopback,
+        &base,
+        routes.local_proxies(),
+        options.names.clone(),
+    ));
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls::config(endpoint, options)?)
         .http1_only()
         .user_agent(USER_AGENT)
         .redirect(redirect::Policy::none())
         .tcp_nodelay(true)
+        .dns_resolver(Resolver(Arc::clone(&filter)))
         .connect_timeout(CONNECT_LIMIT)
         .pool_idle_timeout(POOL_IDLE_LIMIT)
         // What is tried again is decided in one place, and that is not here.
@@ -91,5 +107,9 @@ pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Clie
         host: endpoint.host().to_string(),
         source: Cause::of(&error),
     })?;
-    Ok(Client { http, routes })
+    Ok(Client {
+        http,
+        routes,
+        filter,
+    })
 }

@@ -3,15 +3,27 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{connect::ClientOptions, endpoint::Endpoint, gate::Gate, proxy::ProxyChoice};
+use super::{
+    account::{Account, AccountKey},
+    connect::ClientOptions,
+    credential::Credential,
+    endpoint::Endpoint,
+    gate::Gate,
+    notice::Notices,
+    proxy::ProxyChoice,
+};
 use crate::image::Digest;
+
+/// Above so many registries, those that nobody speaks to are forgotten when another one comes: ways through proxies and
+/// authorities of tenants come and go for as long as the operator runs.
+const HOST_LIMIT: usize = 1024;
 
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
 #[derive(Debug, Clone, Default)]
-pub struct Hosts(Arc<Mutex<HashMap<HostKey, Weak<Host>>>>);
+pub struct Hosts(Arc<Mutex<HashMap<HostKey, Arc<Host>>>>);
 
 /// One registry, as reached in one way: what a tenant's own proxy, or a server behind a certificate of the tenant's own, says
 /// about a registry must not slow the others down.
@@ -26,6 +38,28 @@ struct HostKey {
 #[derive(Debug, Default)]
 pub(super) struct Host {
     pub(super) gate: Gate,
+    pub(super) notices: Notices,
+    accounts: Mutex<HashMap<AccountKey, Arc<Account>>>,
+}
+
+impl Host {
+    /// What is known of the account that a credential leads to.
+    pub(super) fn account(&self, credential: &Credential) -> Arc<Account> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Logins that are made anew every few hours would pile up.
+        accounts.retain(|_, account| {
+            Arc::strong_count(account) > 1 || !account.gate.remaining().is_zero()
+        });
+        let account = accounts.entry(AccountKey::of(credential)).or_default();
+        Arc::clone(account)
+    }
+
+    /// The registry says that it is asked too much at once: there are to be fewer connections.
+    #[expect(
+        clippy::unused_self,
+        reason = "the limiter of connections takes this up"
+    )]
+    pub(super) const fn throttled(&self) {}
 }
 
 impl Hosts {
@@ -37,13 +71,11 @@ impl Hosts {
         };
         // Entries are inserted whole: a panic elsewhere leaves the map as good as before.
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(host) = hosts.get(&key).and_then(Weak::upgrade) {
-            return host;
+        // What was learned outlasts the runs that learned it: a pause is mostly longer than what it ended.
+        if hosts.len() >= HOST_LIMIT && !hosts.contains_key(&key) {
+            hosts.retain(|_, host| Arc::strong_count(host) > 1);
         }
-        hosts.retain(|_, host| host.strong_count() > 0);
-        let host = Arc::default();
-        hosts.insert(key, Arc::downgrade(&host));
-        host
+        Arc::clone(hosts.entry(key).or_default())
     }
 }
 

@@ -10,9 +10,11 @@
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
-//! | wire | `wire`, `connect`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
+//! | wire | `wire`, `connect`, `filter`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
 //! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
+//! | memory | `hosts`, `account`, `gate`, `quota`, `notice` | what answers told about the registry and its limits |
 
+mod account;
 mod address;
 mod answer;
 mod auth;
@@ -29,11 +31,14 @@ mod docker_config;
 mod download;
 mod endpoint;
 mod error;
+mod filter;
 mod gate;
 mod hosts;
 mod judge;
 mod manifests;
+mod notice;
 mod proxy;
+mod quota;
 mod retry;
 mod retry_after;
 mod scope;
@@ -55,7 +60,9 @@ pub use docker_config::DockerConfig;
 pub use download::BlobStream;
 pub use endpoint::Endpoint;
 pub use error::{Cause, Error, Operation, Result};
+pub use filter::{Loopback, Names};
 pub use hosts::Hosts;
 pub use manifests::FoundManifest;
 pub use proxy::{Proxy, ProxyChoice};
+pub use quota::Quota;
 pub use retry::Retry;

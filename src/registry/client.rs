@@ -113,7 +113,12 @@ impl RegistryClient {
         let base = endpoint.base_url()?;
         let host = options.hosts.host(&endpoint, &options);
         let account = host.account(&options.credential);
-        let auth = Auth::new(client.clone(), base.clone(), options.credential);
+        let auth = Auth::new(
+            client.clone(),
+            base.clone(),
+            options.credential,
+            options.credential_source,
+        );
         let address = endpoint.to_string();
         let shared = Shared {
             endpoint,

@@ -6,7 +6,7 @@ use reqwest::redirect;
 use secrecy::SecretString;
 
 use super::{
-    credential::Credential,
+    credential::{Credential, CredentialSource},
     endpoint::Endpoint,
     error::{Cause, Error, Result},
     filter::{Filter, Loopback, Names, Resolver},
@@ -32,6 +32,8 @@ const RETRY_ATTEMPTS: u32 = 3;
 pub struct ClientOptions {
     /// Who we are.
     pub credential: Credential,
+    /// Where to look for another credential once this one is refused.
+    pub credential_source: Option<Arc<dyn CredentialSource>>,
     /// Bundles of PEM certificates that are trusted in addition to the system's.
     pub ca_certificates: Vec<Vec<u8>>,
     /// Our own certificate with its key, as PEM text.
@@ -56,6 +58,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             credential: Credential::Anonymous,
+            credential_source: None,
             ca_certificates: Vec::new(),
             client_identity: None,
             proxy: ProxyChoice::Environment,

@@ -55,7 +55,7 @@ pub use answer::Answer;
 pub use blob_source::BlobSource;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
-pub use credential::Credential;
+pub use credential::{Credential, CredentialSource};
 pub use docker_config::DockerConfig;
 pub use download::BlobStream;
 pub use endpoint::Endpoint;

@@ -248,8 +248,28 @@ impl RegistryClient {
         }
     }
 
-    /// Sends a call with the best login there is, and again when a 401 or 403 says that there is a better one.
+    /// Sends a call with our login, and once more with the next one when this one has ended (registry rule A20).
     async fn logged_in(&self, call: &Call<'_>) -> Result<Response> {
+        let generation = self.auth.generation();
+        let outcome = self.with_login(call).await;
+        let is_refused = match &outcome {
+            Ok(response) => {
+                matches!(response.status().as_u16(), 401 | 403)
+                    && self.is_own_origin(response.url())
+            }
+            Err(error) => matches!(
+                error,
+                Error::AuthenticationFailed { .. } | Error::AuthenticationRequired { .. }
+            ),
+        };
+        if is_refused && self.auth.reread(generation).await {
+            return self.with_login(call).await;
+        }
+        outcome
+    }
+
+    /// Sends a call with the best that our login gives, and again when a 401 or 403 says that there is something better.
+    async fn with_login(&self, call: &Call<'_>) -> Result<Response> {
         let scope = call.scope.as_ref();
         let mut authorization = self.auth.beforehand(scope, &call.operation).await?;
         for _ in 1..LOGIN_LIMIT {

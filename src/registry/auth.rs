@@ -13,6 +13,7 @@ use std::{
 
 use http::{HeaderValue, header::AUTHORIZATION};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 use url::Url;
 
 use crate::image::Digest;
@@ -21,7 +22,7 @@ use super::{
     address,
     challenge::Challenge,
     connect::Client,
-    credential::{Credential, basic_header},
+    credential::{Credential, CredentialSource, basic_header},
     error::{Error, Operation, Result},
     scope::{Access, Scope, asks_for_more, merged_scopes},
     token::{self, Token, TokenCache, TokenKey},
@@ -30,6 +31,10 @@ use super::{
 
 /// A token younger than this is not the reason of a 403: fetching another would give the same (registry rule R17).
 const OLD_TOKEN: Duration = Duration::from_mins(1);
+
+/// A source that had nothing new is not asked again before: each image of a mirror may be refused, and behind the source is
+/// an API server or a program.
+const REREAD_PAUSE: Duration = Duration::from_mins(1);
 
 /// A token that is "not yet valid" becomes so when the registry's clock has caught up (A15; hub-feedback#647).
 const CLOCK_PAUSE: Duration = Duration::from_secs(1);
@@ -84,9 +89,20 @@ struct Shared {
     client: Client,
     /// The root of the API: whose realm is allowed depends on it.
     base: Url,
-    credential: Credential,
+    login: Mutex<Login>,
+    source: Option<Arc<dyn CredentialSource>>,
+    /// When the source last had nothing new. Held while it is asked, so that many who are refused at once ask once.
+    unchanged: tokio::sync::Mutex<Option<Instant>>,
     tokens: TokenCache,
     known: Mutex<Known>,
+}
+
+/// Who we are, as far as is known.
+#[derive(Clone)]
+struct Login {
+    credential: Credential,
+    /// Tells it from the login before.
+    generation: u64,
 }
 
 /// What the registry has told so far.
@@ -106,17 +122,28 @@ impl fmt::Debug for Auth {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Auth")
-            .field("credential", &self.shared.credential)
+            .field("credential", &self.login().credential)
             .finish_non_exhaustive()
     }
 }
 
 impl Auth {
-    pub(super) fn new(client: Client, base: Url, credential: Credential) -> Self {
+    pub(super) fn new(
+        client: Client,
+        base: Url,
+        credential: Credential,
+        source: Option<Arc<dyn CredentialSource>>,
+    ) -> Self {
+        let login = Login {
+            credential,
+            generation: 0,
+        };
         let shared = Shared {
             client,
             base,
-            credential,
+            login: Mutex::new(login),
+            source,
+            unchanged: tokio::sync::Mutex::default(),
             tokens: TokenCache::default(),
             known: Mutex::default(),
         };
@@ -136,7 +163,48 @@ impl Auth {
 
     /// Whether the registry has no means to know us.
     pub(super) fn is_anonymous(&self) -> bool {
-        self.shared.credential.is_anonymous() && self.seed.is_none()
+        self.login().credential.is_anonymous() && self.seed.is_none()
+    }
+
+    /// Which login is in use.
+    pub(super) fn generation(&self) -> u64 {
+        self.login().generation
+    }
+
+    /// Looks for a login after `refused` was refused: whether there is another one now (registry rule A20).
+    pub(super) async fn reread(&self, refused: u64) -> bool {
+        let shared = &self.shared;
+        let Some(source) = &shared.source else {
+            return false;
+        };
+        let mut unchanged = shared.unchanged.lock().await;
+        if self.generation() != refused {
+            return true;
+        }
+        if unchanged.is_some_and(|asked| asked.elapsed() < REREAD_PAUSE) {
+            return false;
+        }
+        let found = source.reread().await;
+        let mut login = shared.login.lock().unwrap_or_else(PoisonError::into_inner);
+        match found {
+            Some(credential) if !credential.is_same(&login.credential) => {
+                *login = Login {
+                    credential,
+                    generation: refused + 1,
+                };
+                *unchanged = None;
+                true
+            }
+            _ => {
+                *unchanged = Some(Instant::now());
+                false
+            }
+        }
+    }
+
+    fn login(&self) -> Login {
+        let login = self.shared.login.lock();
+        login.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What can be sent along before the registry has asked.
@@ -148,7 +216,7 @@ impl Auth {
         if let Some(seed) = self.usable_seed() {
             return self.bearer(seed, Kind::Seed);
         }
-        if let Credential::RegistryToken(token) = &self.shared.credential {
+        if let Credential::RegistryToken(token) = &self.login().credential {
             return self.bearer(token, Kind::RegistryToken);
         }
         let Some(scope) = scope else {
@@ -205,6 +273,8 @@ impl Auth {
                 has_waited,
             },
         ) = (challenge, &sent.kind)
+            // A large body may outlast even a token that was new at its start (A17).
+            && token.received.elapsed() < OLD_TOKEN
             && *key == self.key(challenge, scope)?.unwrap_or_else(|| key.clone())
         {
             let is_early = error.as_deref() == Some("invalid_token") && !has_waited;
@@ -259,7 +329,7 @@ impl Auth {
     ) -> Result<Option<Authorization>> {
         if *challenge == Challenge::Basic {
             let host = wire::origin_text(&self.shared.base);
-            let header = basic_header(&self.shared.credential, &host)?;
+            let header = basic_header(&self.login().credential, &host)?;
             return Ok(header.map(|header| Authorization {
                 header: Some(header),
                 kind: Kind::Basic,
@@ -279,7 +349,11 @@ impl Auth {
         operation: &Operation,
     ) -> Result<Authorization> {
         let shared = &self.shared;
-        let fetch = token::fetch(&shared.client, &key, &shared.credential, operation);
+        let fetch = async {
+            // A login that was replaced since the key was made is only better.
+            let login = self.login();
+            token::fetch(&shared.client, &key, &login.credential, operation).await
+        };
         let (token, is_new) = shared.tokens.get(&key, rejected, fetch).await?;
         let value = token.value.clone();
         let kind = Kind::Token {
@@ -326,6 +400,7 @@ impl Auth {
             })?;
         let is_pushed = scope.is_some_and(|scope| self.known().pushed.contains(&scope.repository));
         Ok(Some(TokenKey {
+            login: self.generation(),
             realm,
             service: service.clone(),
             scopes: merged_scopes(scopes, scope, is_pushed),
@@ -413,7 +488,6 @@ mod tests {
                 "https://169.254.169.254/token",
                 false,
             ),
-            ("https://r.example/v2/", "https://127.0.0.1/token", false),
             ("https://r.example/v2/", "file:///etc/passwd", false),
             ("http://127.0.0.1:1/v2/", "http://127.0.0.1:2/token", true),
             ("http://r.example/v2/", "http://auth.example/token", true),

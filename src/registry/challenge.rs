@@ -27,8 +27,8 @@ impl Challenge {
         let mut challenges: Vec<Self> = headers
             .get_all(WWW_AUTHENTICATE)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(parse)
+            // Names of realms come in UTF-8 and Latin-1 too; what we use of a challenge is ASCII.
+            .flat_map(|value| parse(&String::from_utf8_lossy(value.as_bytes())))
             .filter_map(Self::from_raw)
             .collect();
         challenges.sort_by_key(|challenge| matches!(challenge, Self::Basic));
@@ -170,7 +170,10 @@ mod tests {
     fn all(lines: &[&str]) -> Vec<Challenge> {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(WWW_AUTHENTICATE, HeaderValue::from_str(line).unwrap());
+            headers.append(
+                WWW_AUTHENTICATE,
+                HeaderValue::from_bytes(line.as_bytes()).unwrap(),
+            );
         }
         Challenge::all(&headers)
     }
@@ -209,6 +212,7 @@ mod tests {
                 &[r#"BASIC realm="Sonatype Nexus Repository Manager""#],
                 vec![Challenge::Basic],
             ),
+            (&[r#"Basic realm="Dépôt d'images""#], vec![Challenge::Basic]),
             (&["Negotiate", r#"Basic realm="x""#], vec![Challenge::Basic]),
             (
                 &[r#"Negotiate, Basic realm="x", Bearer realm="https://a/t""#],

@@ -12,7 +12,8 @@ use url::Url;
 use crate::{image::RepositoryPath, output::OutputManager};
 
 use super::{
-    Answer, Endpoint, Retry,
+    Answer, Endpoint, Quota, Retry,
+    account::Account,
     auth::Auth,
     body,
     connect::{self, Client, ClientOptions},
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub(super) host: Arc<Host>,
     /// For whom connections are waited for.
     pub(super) tenant: Arc<str>,
+    /// What those with this credential know.
+    pub(super) account: Arc<Account>,
     retry_attempts: u32,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
@@ -111,13 +114,20 @@ impl RegistryClient {
         let client = connect::build(&endpoint, &options)?;
         let base = endpoint.base_url()?;
         let host = options.hosts.host(&endpoint, &options);
-        let auth = Auth::new(client.clone(), base.clone(), options.credential);
+        let account = host.account(&options.credential);
+        let auth = Auth::new(
+            client.clone(),
+            base.clone(),
+            options.credential,
+            options.credential_source,
+        );
         let address = endpoint.to_string();
         let shared = Shared {
             endpoint,
             base,
             host,
             tenant: options.tenant,
+            account,
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),
             has_forgotten_tls: AtomicBool::new(false),
@@ -160,6 +170,12 @@ impl RegistryClient {
             output,
             ..self.clone()
         }
+    }
+
+    /// How often the registry may still be asked, as it last said; nothing for one that has no such limit. The answer holds
+    /// for the credential of this client (registry rule R3).
+    pub fn quota(&self) -> Option<Quota> {
+        self.shared.account.quota()
     }
 
     /// Counts the failures of one operation; also for those that read a body themselves and begin again.

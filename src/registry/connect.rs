@@ -6,9 +6,10 @@ use reqwest::redirect;
 use secrecy::SecretString;
 
 use super::{
-    credential::Credential,
+    credential::{Credential, CredentialSource},
     endpoint::Endpoint,
     error::{Cause, Error, Result},
+    filter::{Filter, Loopback, Names, Resolver},
     hosts::Hosts,
     proxy::{ProxyChoice, Routes},
     tls,
@@ -31,6 +32,8 @@ const RETRY_ATTEMPTS: u32 = 3;
 pub struct ClientOptions {
     /// Who we are.
     pub credential: Credential,
+    /// Where to look for another credential once this one is refused.
+    pub credential_source: Option<Arc<dyn CredentialSource>>,
     /// Bundles of PEM certificates that are trusted in addition to the system's.
     pub ca_certificates: Vec<Vec<u8>>,
     /// Our own certificate with its key, as PEM text.
@@ -43,6 +46,10 @@ pub struct ClientOptions {
     pub retry_attempts: u32,
     /// What this process knows about registries.
     pub hosts: Hosts,
+    /// Who may be asked on this machine.
+    pub loopback: Loopback,
+    /// How names become addresses.
+    pub names: Names,
     /// Whose work this is: connections are shared fairly between tenants. The operator names the namespace.
     pub tenant: Arc<str>,
 }
@@ -51,12 +58,15 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             credential: Credential::Anonymous,
+            credential_source: None,
             ca_certificates: Vec::new(),
             client_identity: None,
             proxy: ProxyChoice::Environment,
             skip_tls_verify: false,
             retry_attempts: RETRY_ATTEMPTS,
             hosts: Hosts::default(),
+            loopback: Loopback::default(),
+            names: Names::default(),
             tenant: Arc::default(),
         }
     }
@@ -67,17 +77,26 @@ impl Default for ClientOptions {
 pub(super) struct Client {
     pub(super) http: reqwest::Client,
     pub(super) routes: Arc<Routes>,
+    pub(super) filter: Arc<Filter>,
 }
 
 /// Builds the client for one registry.
 pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Client> {
-    let routes = Arc::new(Routes::new(&options.proxy, &endpoint.base_url()?)?);
+    let base = endpoint.base_url()?;
+    let routes = Arc::new(Routes::new(&options.proxy, &base)?);
+    let filter = Arc::new(Filter::new(
+        options.loopback,
+        &base,
+        routes.local_proxies(),
+        options.names.clone(),
+    ));
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls::config(endpoint, options)?)
         .http1_only()
         .user_agent(USER_AGENT)
         .redirect(redirect::Policy::none())
         .tcp_nodelay(true)
+        .dns_resolver(Resolver(Arc::clone(&filter)))
         .connect_timeout(CONNECT_LIMIT)
         .pool_idle_timeout(POOL_IDLE_LIMIT)
         // What is tried again is decided in one place, and that is not here.
@@ -91,5 +110,9 @@ pub(super) fn build(endpoint: &Endpoint, options: &ClientOptions) -> Result<Clie
         host: endpoint.host().to_string(),
         source: Cause::of(&error),
     })?;
-    Ok(Client { http, routes })
+    Ok(Client {
+        http,
+        routes,
+        filter,
+    })
 }

@@ -1,6 +1,9 @@
 //! Who we are to a registry.
 
+use std::fmt;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::future::BoxFuture;
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -31,7 +34,33 @@ pub enum Credential {
     RegistryToken(SecretString),
 }
 
+/// Where a credential came from and may lie anew: logins of clouds end after hours, and whoever makes them puts the next one
+/// into the same Secret, file or helper (registry rule A20).
+pub trait CredentialSource: Send + Sync + fmt::Debug {
+    /// What lies there now; nothing when it cannot be read. Asked only after a registry refused what lay there before.
+    fn reread(&self) -> BoxFuture<'_, Option<Credential>>;
+}
+
 impl Credential {
+    /// Whether another credential would be sent as the same bytes.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same =
+            |one: &SecretString, other: &SecretString| one.expose_secret() == other.expose_secret();
+        match (self, other) {
+            (Self::Anonymous, Self::Anonymous) => true,
+            (
+                Self::Basic { username, password },
+                Self::Basic {
+                    username: other_name,
+                    password: other_password,
+                },
+            ) => username == other_name && same(password, other_password),
+            (Self::IdentityToken(one), Self::IdentityToken(other))
+            | (Self::RegistryToken(one), Self::RegistryToken(other)) => same(one, other),
+            _ => false,
+        }
+    }
+
     /// What a user name with a password is; some names say that the password is an identity token.
     pub fn from_login(username: String, password: SecretString) -> Self {
         if username == IDENTITY_USER || username == AZURE_USER {
@@ -75,6 +104,28 @@ mod tests {
         }
         let credential = Credential::from_login("me".to_owned(), "x".into());
         assert!(matches!(credential, Credential::Basic { .. }));
+    }
+
+    #[test]
+    fn a_credential_is_the_same_when_all_of_it_is() {
+        let basic = |username: &str, password: &str| Credential::Basic {
+            username: username.to_owned(),
+            password: password.into(),
+        };
+        let all = [
+            Credential::Anonymous,
+            basic("a", "x"),
+            basic("a", "y"),
+            basic("b", "x"),
+            Credential::IdentityToken("x".into()),
+            Credential::IdentityToken("y".into()),
+            Credential::RegistryToken("x".into()),
+        ];
+        for (number, one) in all.iter().enumerate() {
+            for (other_number, other) in all.iter().enumerate() {
+                assert_eq!(one.is_same(other), number == other_number);
+            }
+        }
     }
 
     #[test]

@@ -85,7 +85,10 @@ impl RegistryClient {
         let Some(hop) = self.answering_hop() else {
             return false;
         };
-        let status = hop.proxy().ask_for_tunnel(&self.shared.base).await;
+        let status = hop
+            .proxy()
+            .ask_for_tunnel(&self.shared.base, &self.client.filter)
+            .await;
         matches!(status.map(|status| status.as_u16()), Some(401 | 407))
     }
 

@@ -4,7 +4,7 @@
 //! Nothing here can hold a credential: URLs appear as scheme and host only, causes as the text of the innermost one, and
 //! what a registry says only as far as [`Answer`] lets it through.
 
-use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
     error::{Class, Classified},
@@ -440,6 +440,21 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// A host is at an address that is never asked.
+    #[error(
+        "could not {operation}: {host} is at {address}, {reason}; no connection was made, check the name and its DNS entry"
+    )]
+    AddressRefused {
+        /// What was being done.
+        operation: Operation,
+        /// The host, as somebody named it.
+        host: String,
+        /// Where it is.
+        address: IpAddr,
+        /// Why nothing is asked there.
+        reason: &'static str,
+    },
+
     // What it cannot do now.
     /// Asked too often.
     #[error("could not {operation}: too many requests ({answer}); {}", comes_back(*.retry_after))]
@@ -669,6 +684,7 @@ impl Classified for Error {
             | Self::RequestTooLarge { .. }
             | Self::RequestRefused { .. }
             | Self::RedirectRefused { .. }
+            | Self::AddressRefused { .. }
             | Self::ManifestTooLarge { .. }
             | Self::AnswerTooLarge { .. }
             | Self::UnexpectedAnswer { .. } => Class::Policy,

@@ -4,23 +4,35 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use super::{
-    connect::ClientOptions, endpoint::Endpoint, gate::Gate, limiter::Limiter, proxy::ProxyChoice,
-    quirks::Quirks, upload::ladder::Ladder,
+    account::{Account, AccountKey},
+    connect::ClientOptions,
+    credential::Credential,
+    endpoint::Endpoint,
+    gate::Gate,
+    limiter::Limiter,
+    notice::Notices,
+    proxy::ProxyChoice,
+    quirks::Quirks,
+    upload::ladder::Ladder,
 };
 use crate::{
     image::{Digest, RepositoryPath},
     keyed_lock::KeyedLock,
 };
 
+/// Above so many registries, those that nobody speaks to are forgotten when another one comes: ways through proxies and
+/// authorities of tenants come and go for as long as the operator runs.
+const HOST_LIMIT: usize = 1024;
+
 /// The registries a process speaks to. Clones share what they know; one value is made at start and handed to every client.
 #[derive(Debug, Clone, Default)]
-pub struct Hosts(Arc<Mutex<HashMap<HostKey, Weak<Host>>>>);
+pub struct Hosts(Arc<Mutex<HashMap<HostKey, Arc<Host>>>>);
 
 /// One registry, as reached in one way: what a tenant's own proxy, or a server behind a certificate of the tenant's own, says
 /// about a registry must not slow the others down.
@@ -46,6 +58,8 @@ pub(super) struct Host {
     /// Connections that take them. They are apart, since an upload may hold its connection while it waits for the download
     /// that it follows: within one registry neither would ever end if both waited for the same ones.
     pub(super) uploads: Limiter,
+    pub(super) notices: Notices,
+    accounts: Mutex<HashMap<AccountKey, Arc<Account>>>,
 }
 
 impl Host {
@@ -58,7 +72,20 @@ impl Host {
             takes_subjects: AtomicBool::new(false),
             downloads: Limiter::new(quirks.connections),
             uploads: Limiter::new(quirks.connections),
+            notices: Notices::default(),
+            accounts: Mutex::default(),
         }
+    }
+
+    /// What is known of the account that a credential leads to.
+    pub(super) fn account(&self, credential: &Credential) -> Arc<Account> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Logins that are made anew every few hours would pile up.
+        accounts.retain(|_, account| {
+            Arc::strong_count(account) > 1 || !account.gate.remaining().is_zero()
+        });
+        let account = accounts.entry(AccountKey::of(credential)).or_default();
+        Arc::clone(account)
     }
 
     /// The registry refuses because of too many requests: fewer connections, in both directions.
@@ -87,13 +114,14 @@ impl Hosts {
         };
         // Entries are inserted whole: a panic elsewhere leaves the map as good as before.
         let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(host) = hosts.get(&key).and_then(Weak::upgrade) {
-            return host;
+        // What was learned outlasts the runs that learned it: a pause is mostly longer than what it ended.
+        if hosts.len() >= HOST_LIMIT && !hosts.contains_key(&key) {
+            hosts.retain(|_, host| Arc::strong_count(host) > 1);
         }
-        hosts.retain(|_, host| host.strong_count() > 0);
-        let host = Arc::new(Host::new(endpoint));
-        hosts.insert(key, Arc::downgrade(&host));
-        host
+        let host = hosts
+            .entry(key)
+            .or_insert_with(|| Arc::new(Host::new(endpoint)));
+        Arc::clone(host)
     }
 }
 

@@ -11,9 +11,11 @@
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
-//! | wire | `wire`, `connect`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
+//! | wire | `wire`, `connect`, `filter`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
 //! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
+//! | memory | `hosts`, `account`, `gate`, `quota`, `notice` | what answers told about the registry and its limits |
 
+mod account;
 mod address;
 mod answer;
 mod auth;
@@ -34,13 +36,16 @@ mod docker_config;
 mod download;
 mod endpoint;
 mod error;
+mod filter;
 mod gate;
 mod hosts;
 mod judge;
 mod limiter;
 mod manifests;
+mod notice;
 mod proxy;
 mod quirks;
+mod quota;
 mod referrers;
 mod retry;
 mod retry_after;
@@ -59,14 +64,16 @@ pub use blob_source::{BlobContent, BlobSource};
 pub use blob_stream::BlobStream;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
-pub use credential::Credential;
+pub use credential::{Credential, CredentialSource};
 pub use docker_config::DockerConfig;
 pub use download::BlobDownload;
 pub use endpoint::Endpoint;
 pub use error::{Cause, Error, Operation, Result};
+pub use filter::{Loopback, Names};
 pub use hosts::Hosts;
 pub use limiter::Slot;
 pub use manifests::FoundManifest;
 pub use proxy::{Proxy, ProxyChoice};
+pub use quota::Quota;
 pub use retry::Retry;
 pub use upload::{BlobUpload, UploadNotes, Uploaded};

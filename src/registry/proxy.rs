@@ -17,16 +17,14 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use url::{Host, Url};
 
 use super::{
     address,
     answer::shown,
     error::{Error, Result},
+    filter::{self, Filter, LocalProxies},
     wire,
 };
 
@@ -90,28 +88,22 @@ impl Proxy {
         }
     }
 
-    /// Whether the proxy is on this machine.
-    pub fn is_loopback(&self) -> bool {
-        self.url
-            .host()
-            .is_some_and(|host| address::is_loopback(&host))
+    /// The proxy's host.
+    pub(super) fn host(&self) -> Option<Host<&str>> {
+        self.url.host()
     }
 
     /// Asks for a connection to the host of `url`; the status of the answer, if there is one. Only the proxy itself can
     /// answer this. Without TLS on the way to the proxy only.
-    pub(super) async fn ask_for_tunnel(&self, url: &Url) -> Option<StatusCode> {
-        let asked = tokio::time::timeout(PROBE_LIMIT, self.tunnel_status(url));
+    pub(super) async fn ask_for_tunnel(&self, url: &Url, filter: &Filter) -> Option<StatusCode> {
+        let asked = tokio::time::timeout(PROBE_LIMIT, self.tunnel_status(url, filter));
         asked.await.ok().flatten()
     }
 
-    async fn tunnel_status(&self, url: &Url) -> Option<StatusCode> {
+    async fn tunnel_status(&self, url: &Url, filter: &Filter) -> Option<StatusCode> {
         if self.url.scheme() != "http" {
             return None;
         }
-        let address = (
-            self.url.host_str()?.trim_matches(['[', ']']),
-            self.url.port_or_known_default()?,
-        );
         let target = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
         let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
         if let Some(login) = &self.login {
@@ -120,7 +112,8 @@ impl Proxy {
             request.extend_from_slice(b"\r\n");
         }
         request.extend_from_slice(b"\r\n");
-        let mut socket = TcpStream::connect(address).await.ok()?;
+        let port = self.url.port_or_known_default()?;
+        let mut socket = filter.connect(&self.url.host()?, port).await?;
         socket.write_all(&request).await.ok()?;
         let mut start = [0; STATUS_END];
         socket.read_exact(&mut start).await.ok()?;
@@ -465,6 +458,18 @@ impl Routes {
         })
     }
 
+    /// The proxies that may be on this machine although nothing else there may be asked.
+    pub(super) fn local_proxies(&self) -> LocalProxies {
+        let hosts = [&self.http, &self.https].into_iter().flatten();
+        LocalProxies {
+            hosts: hosts
+                .filter_map(|hop| hop.proxy.url.host_str().map(filter::plain))
+                .collect(),
+            // Only those of the environment leave out loopback.
+            are_of_environment: self.excepts_loopback,
+        }
+    }
+
     /// The proxy through which a URL is asked.
     pub(super) fn hop(&self, url: &Url) -> Option<&Arc<Hop>> {
         if self.is_exception(url) {
@@ -722,7 +727,6 @@ mod tests {
     #[test]
     fn a_named_proxy_serves_all_hosts_but_its_own_exceptions() {
         let proxy = Proxy::new("http://proxy.example", None).unwrap();
-        assert!(!proxy.is_loopback());
         let choice = ProxyChoice::Through(proxy.except("r.example"));
         let routes = Routes::new(&choice, &url("https://127.0.0.1")).unwrap();
         assert!(routes.hop(&url("https://127.0.0.1")).is_some());
@@ -730,10 +734,5 @@ mod tests {
         assert!(routes.hop(&url("https://r.example")).is_none());
         let direct = Routes::new(&ProxyChoice::Direct, &url("https://r.example")).unwrap();
         assert!(direct.hop(&url("https://r.example")).is_none());
-        assert!(
-            Proxy::new("http://localhost:1", None)
-                .unwrap()
-                .is_loopback()
-        );
     }
 }

@@ -42,10 +42,11 @@ const SWEEP_AT: usize = 256;
 /// Token services like to know who asks; the value means nothing.
 const CLIENT_ID: &str = "docker-image-pusher";
 
-/// What a token is for. Host and credential are not part of it, because each client has a cache of its own: two credentials
-/// can never share a token (A14).
+/// What a token is for. The host is not part of it, because each client has a cache of its own (A14).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct TokenKey {
+    /// Which of the client's logins it is for: two credentials never share a token.
+    pub(super) login: u64,
     pub(super) realm: Url,
     pub(super) service: Option<String>,
     /// In the order in which they are asked for: some registries read only the first (A12).
@@ -325,6 +326,7 @@ mod tests {
 
     fn key(scope: &str) -> TokenKey {
         TokenKey {
+            login: 0,
             realm: "https://auth.example/token".parse().unwrap(),
             service: None,
             scopes: vec![scope.to_owned()],
@@ -371,6 +373,17 @@ mod tests {
         let cache = TokenCache::default();
         cache.get(&key("a"), None, granted(300)).await.unwrap();
         assert!(cache.get(&key("b"), None, granted(300)).await.unwrap().1);
+    }
+
+    #[tokio::test]
+    async fn two_logins_never_share_a_token() {
+        let cache = TokenCache::default();
+        cache.get(&key("a"), None, granted(300)).await.unwrap();
+        let other = TokenKey {
+            login: 1,
+            ..key("a")
+        };
+        assert!(cache.get(&other, None, granted(300)).await.unwrap().1);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! From a call to its answer: attempts with pauses, the gate of a registry that wants to be left alone, login, redirects.
 //! One function each, the outermost first.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Request, Response};
@@ -9,12 +11,13 @@ use url::Url;
 use crate::error::handlers;
 
 use super::{
-    RegistryClient, Retry, address,
+    Quota, RegistryClient, Retry, address,
     answer::Answer,
     auth::{self, Authorization},
     body::{self, Capped},
     challenge::Challenge,
     error::{Error, Operation, Result},
+    gate::Gate,
     judge::{self, Subject},
     retry::LONGEST_WAIT,
     scope::Scope,
@@ -166,7 +169,8 @@ impl RegistryClient {
                 answer,
             });
         }
-        let outcome = self.attempt_with_login(call).await;
+        // Boxed: the layers below are deep enough for the compiler to lose count of their sizes.
+        let outcome = Box::pin(self.attempt_with_login(call)).await;
         if let Err(Error::AuthenticationFailed { answer, .. }) = &outcome {
             self.shared.note_refused_login(answer);
         }
@@ -175,21 +179,20 @@ impl RegistryClient {
 
     /// One attempt: a success, an accepted answer, or the error that the answer is.
     pub(super) async fn attempt_with_login(&self, call: &Call<'_>) -> Result<Response> {
-        self.pass_gate(call).await?;
-        let response = self.logged_in(call).await?;
+        self.pass_gates(call).await?;
+        let response = self.logged_in(call).await.inspect_err(|error| {
+            // A token service that wants to be left alone is asked by nobody else with this login either.
+            if let Some(pause) = error.retry_after() {
+                self.shared.account.gate.close_for(pause);
+            }
+        })?;
         let status = response.status();
         if status.is_success() || call.also_accepted == Some(status) {
             self.shared.note_answer(&response);
             return Ok(response);
         }
-        let retry_after = judge::pause_of(&response);
         let is_own = self.is_own_origin(response.url());
-        if is_own && matches!(status.as_u16(), 429 | 503) {
-            self.shared.host.throttled();
-            if let Some(pause) = retry_after {
-                self.shared.host.gate.close_for(pause);
-            }
-        }
+        let retry_after = self.note_limits(&response);
         self.shared.note_answer(&response);
         let is_insufficient = Challenge::all(response.headers())
             .iter()
@@ -217,22 +220,72 @@ impl RegistryClient {
         ))
     }
 
-    /// Waits until the registry may be asked again, if that is soon.
-    async fn pass_gate(&self, call: &Call<'_>) -> Result<()> {
-        let remaining = self.shared.host.gate.remaining();
-        if remaining > LONGEST_WAIT {
-            return Err(Error::TooManyRequests {
-                operation: call.operation.clone(),
-                answer: Answer::of_status(StatusCode::TOO_MANY_REQUESTS),
-                retry_after: Some(remaining),
-            });
+    /// What a failed answer says about when to come back, for this request and for all others (registry rules R3, R15).
+    fn note_limits(&self, response: &Response) -> Option<Duration> {
+        let asked = judge::pause_of(response);
+        let status = response.status().as_u16();
+        if !matches!(status, 429 | 503) {
+            return asked;
         }
-        tokio::time::sleep(remaining).await;
-        Ok(())
+        self.shared.host.throttled();
+        if !self.is_own_origin(response.url()) {
+            return asked;
+        }
+        let quota = Quota::of(response.headers());
+        let used_up = quota.filter(|quota| status == 429 && quota.is_used_up());
+        let pause = asked.or_else(|| used_up.map(|quota| quota.pause()))?;
+        // A quota is the account's, and so is a pause that outlasts every crowd: others may have an account that is welcome.
+        if used_up.is_some() || (status == 429 && pause > LONGEST_WAIT) {
+            self.shared.account.gate.close_for(pause);
+        } else {
+            self.shared.host.gate.close_for(pause);
+        }
+        Some(pause)
     }
 
-    /// Sends a call with the best login there is, and again when a 401 or 403 says that there is a better one.
+    /// Waits until the registry may be asked again, if that is soon.
+    async fn pass_gates(&self, call: &Call<'_>) -> Result<()> {
+        let gates = [&self.shared.host.gate, &self.shared.account.gate];
+        loop {
+            let remaining = gates.map(Gate::remaining).into_iter().max();
+            let remaining = remaining.unwrap_or_default();
+            if remaining.is_zero() {
+                return Ok(());
+            }
+            if remaining > LONGEST_WAIT {
+                return Err(Error::TooManyRequests {
+                    operation: call.operation.clone(),
+                    answer: Answer::of_status(StatusCode::TOO_MANY_REQUESTS),
+                    retry_after: Some(remaining),
+                });
+            }
+            // Meanwhile somebody else may have been sent away for longer.
+            tokio::time::sleep(remaining).await;
+        }
+    }
+
+    /// Sends a call with our login, and once more with the next one when this one has ended (registry rule A20).
     async fn logged_in(&self, call: &Call<'_>) -> Result<Response> {
+        let generation = self.auth.generation();
+        let outcome = self.with_login(call).await;
+        let is_refused = match &outcome {
+            Ok(response) => {
+                matches!(response.status().as_u16(), 401 | 403)
+                    && self.is_own_origin(response.url())
+            }
+            Err(error) => matches!(
+                error,
+                Error::AuthenticationFailed { .. } | Error::AuthenticationRequired { .. }
+            ),
+        };
+        if is_refused && self.auth.reread(generation).await {
+            return self.with_login(call).await;
+        }
+        outcome
+    }
+
+    /// Sends a call with the best that our login gives, and again when a 401 or 403 says that there is something better.
+    async fn with_login(&self, call: &Call<'_>) -> Result<Response> {
         let scope = call.scope.as_ref();
         let mut authorization = self.auth.beforehand(scope, &call.operation).await?;
         for _ in 1..LOGIN_LIMIT {
@@ -341,8 +394,25 @@ impl RegistryClient {
         })
     }
 
-    /// One exchange of a call.
+    /// One exchange of a call; what the registry says beside its answer is taken in.
     async fn exchange(
+        &self,
+        call: &Call<'_>,
+        url: Url,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response> {
+        let response = self.send_once(call, url, authorization).await?;
+        if self.is_own_origin(response.url()) {
+            self.shared.account.note(response.headers());
+            for text in self.shared.host.notices.news(response.headers()) {
+                self.output
+                    .warning(format!("{} says: {text}", self.address));
+            }
+        }
+        Ok(response)
+    }
+
+    async fn send_once(
         &self,
         call: &Call<'_>,
         url: Url,

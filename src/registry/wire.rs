@@ -13,6 +13,7 @@ use super::{
     body::IDLE_LIMIT,
     connect::{CONNECT_LIMIT, Client},
     error::{Cause, Error, Operation, Result},
+    filter::Refused,
     proxy::Proxy,
     tls,
     upload::{Meter, Outgoing, Sent},
@@ -80,7 +81,16 @@ impl Client {
 
     /// Sends a request. An answer is the registry's own, a proxy's refusal is an error.
     async fn execute(&self, request: Request, operation: &Operation) -> Result<Response> {
-        let Some(hop) = self.routes.hop(request.url()) else {
+        let hop = self.routes.hop(request.url());
+        if let Some(host) = request.url().host() {
+            let checked = self.filter.check(&host).await;
+            checked.map_err(|refused| refused.during(operation))?;
+        }
+        if let Some(host) = hop.and_then(|hop| hop.proxy().host()) {
+            let checked = self.filter.check_proxy(&host);
+            checked.map_err(|refused| refused.during(operation))?;
+        }
+        let Some(hop) = hop else {
             let result = self.http.execute(request).await;
             return result.map_err(|error| failure(operation, &error));
         };
@@ -101,9 +111,10 @@ impl Client {
                 Err(refused())
             }
             Ok(response) => Ok(response),
+            Err(error) if refused_address(&error).is_some() => Err(failure(operation, &error)),
             Err(error) => match Trouble::of(&error, is_tunnelled) {
                 Trouble::LoginWanted => Err(refused()),
-                Trouble::Refusal => Err(refusal(hop.proxy(), &url, operation).await),
+                Trouble::Refusal => Err(self.refusal(hop.proxy(), &url, operation).await),
                 Trouble::Unreachable => Err(Error::ProxyUnreachable {
                     operation: operation.clone(),
                     source: Cause::of(&error),
@@ -115,6 +126,28 @@ impl Client {
             hop.note_refused_login();
         }
         result
+    }
+
+    /// What it means that a proxy opens no connection to the host of `url`. The library keeps the proxy's answer to itself, so
+    /// the proxy is asked once more.
+    async fn refusal(&self, proxy: &Proxy, url: &Url, operation: &Operation) -> Error {
+        let operation = operation.clone();
+        match proxy.ask_for_tunnel(url, &self.filter).await {
+            // Some proxies say so to a wrong login (tinyproxy), and no registry is asked yet that could.
+            Some(StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
+                Error::ProxyAuthenticationRequired { operation }
+            }
+            Some(status) if !status.is_success() => Error::ProxyRefused {
+                operation,
+                said: status.to_string(),
+                is_denied: status.is_client_error(),
+            },
+            _ => Error::ProxyRefused {
+                operation,
+                said: "it opens no connection to there".to_owned(),
+                is_denied: false,
+            },
+        }
     }
 }
 
@@ -225,6 +258,9 @@ fn stalled(operation: &Operation, sending: bool, limit: Duration) -> Error {
 pub(super) fn failure(operation: &Operation, error: &reqwest::Error) -> Error {
     let operation = operation.clone();
     let source = Cause::of(error);
+    if let Some(refused) = refused_address(error) {
+        return refused.during(&operation);
+    }
     if error.is_dns() {
         return Error::HostNotFound { operation, source };
     }
@@ -255,6 +291,11 @@ pub(super) fn failure(operation: &Operation, error: &reqwest::Error) -> Error {
     Error::ConnectionFailed { operation, source }
 }
 
+/// Why the filter let no connection be made, if it was that.
+fn refused_address(error: &reqwest::Error) -> Option<&Refused> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
 /// What a proxy has to do with a failure. Before there is a connection to the registry, it is the proxy that failed.
 enum Trouble {
     None,
@@ -277,28 +318,6 @@ impl Trouble {
             None if is_tunnelled || !error.is_connect() || error.is_timeout() => Self::None,
             Some(_) | None => Self::Unreachable,
         }
-    }
-}
-
-/// What it means that a proxy opens no connection to the host of `url`. The library keeps the proxy's answer to itself, so
-/// the proxy is asked once more.
-async fn refusal(proxy: &Proxy, url: &Url, operation: &Operation) -> Error {
-    let operation = operation.clone();
-    match proxy.ask_for_tunnel(url).await {
-        // Some proxies say so to a wrong login (tinyproxy), and no registry is asked yet that could.
-        Some(StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED) => {
-            Error::ProxyAuthenticationRequired { operation }
-        }
-        Some(status) if !status.is_success() => Error::ProxyRefused {
-            operation,
-            said: status.to_string(),
-            is_denied: status.is_client_error(),
-        },
-        _ => Error::ProxyRefused {
-            operation,
-            said: "it opens no connection to there".to_owned(),
-            is_denied: false,
-        },
     }
 }
 

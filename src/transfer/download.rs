@@ -14,7 +14,7 @@ use crate::{
     cache::{self, BlobWriter},
     error::handlers,
     output::{OutputManager, Transfer},
-    registry::{self, BlobDownload, BlobStream, Slot as ConnectionSlot, Retry},
+    registry::{self, BlobDownload, BlobStream, Retry, Slot as ConnectionSlot},
 };
 
 use super::{bandwidth::Bandwidth, parts::Parts};

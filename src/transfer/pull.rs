@@ -1,6 +1,6 @@
 //! From a registry into the cache: look up, fetch the manifests, then all blobs, then let the image be seen.
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use crate::{
     cache::{BlobWriter, Claim, StoredImage},
@@ -54,8 +54,8 @@ impl Pull<'_> {
     /// The image with everything below it. `found` is what a look-up found, if there was one.
     pub(super) async fn tree(&self, found: Option<FoundManifest>) -> Result<ImageTree> {
         let root = self.root_manifest(found).await?;
-        let tree =
-            ImageTree::collect(self.cached, root, |child| self.child_manifest(child.digest)).await?;
+        let tree = ImageTree::collect(self.cached, root, |child| self.child_manifest(child.digest))
+            .await?;
         self.tell_of_gaps(&tree);
         Ok(tree)
     }
@@ -247,8 +247,8 @@ impl Pull<'_> {
             self.client.retry(),
             format!("GET blob {} of {}", blob.digest, self.image()),
         );
-        // Boxed, as below: the state of everything nested would else be one value of many kilobytes per blob.
-        let fetched = Box::pin(download.run()).await;
+        // Boxed: the state of everything nested would else be one value of many kilobytes for each blob.
+        let fetched = download.run().boxed().await;
         drop(download);
         fetched.map_err(|failure| match failure {
             download::Failure::Registry(source) => self.pull_error(source),

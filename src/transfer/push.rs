@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use crate::{
     error::handlers,
@@ -258,7 +258,7 @@ impl Push<'_> {
                     mount_from: elsewhere.as_ref(),
                     notes: Some(&notes),
                 };
-                let sent = Box::pin(self.client.upload_blob_with_token(&upload, None)).await;
+                let sent = self.client.upload_blob_with_token(&upload, None).boxed().await;
                 if sent.is_ok() {
                     transfer.complete();
                 }

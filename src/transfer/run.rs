@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{
-    StreamExt,
+    FutureExt, StreamExt,
     future::{join, join_all},
     stream::FuturesUnordered,
 };
@@ -224,9 +224,9 @@ impl Run {
 
     async fn copy_until(&self, job: &ImageJob, parked: Duration) -> Copied {
         let Some(Deadline { at, timeout }) = self.deadline else {
-            return Box::pin(self.copy(job)).await;
+            return self.copy(job).boxed().await;
         };
-        let copied = tokio::time::timeout_at(at + parked, Box::pin(self.copy(job))).await;
+        let copied = tokio::time::timeout_at(at + parked, self.copy(job).boxed()).await;
         copied.unwrap_or_else(|_| {
             let image = job.cached.clone();
             Copied::not_fetched(None, Error::RunTimedOut { image, timeout })

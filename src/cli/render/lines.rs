@@ -9,6 +9,9 @@ use super::{Verbosity, is_shown, pace::Pace};
 /// Pause between two lines of progress: a log of an hour stays readable.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// A shorter wait would read "in 0.0 s".
+const SHOWN_PAUSE: Duration = Duration::from_millis(50);
+
 /// Writes lines to standard error.
 #[derive(Debug)]
 pub(super) struct Lines {
@@ -58,8 +61,28 @@ impl Renderer for Lines {
 
 /// The line that tells of a retry.
 pub(super) fn retry_text(operation: &str, cause: &str, pause: Duration) -> String {
-    format!(
-        "retrying {operation} in {:.1} s: {cause}",
-        pause.as_secs_f64()
-    )
+    let when = if pause < SHOWN_PAUSE {
+        "at once".to_owned()
+    } else {
+        format!("in {:.1} s", pause.as_secs_f64())
+    };
+    format!("retrying {operation} {when}: {cause}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_without_a_pause_comes_at_once() {
+        for (milliseconds, when) in [
+            (0, "at once"),
+            (49, "at once"),
+            (50, "in 0.1 s"),
+            (30_000, "in 30.0 s"),
+        ] {
+            let text = retry_text("to push", "reset", Duration::from_millis(milliseconds));
+            assert_eq!(text, format!("retrying to push {when}: reset"));
+        }
+    }
 }

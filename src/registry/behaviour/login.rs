@@ -1,13 +1,17 @@
 //! What happens after a 401.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use futures::future::BoxFuture;
 use http::StatusCode;
 
 use crate::{
     error::Classified,
     registry::{
-        Credential,
+        ClientOptions, Credential, CredentialSource, RegistryClient,
         testing::{
             Counter, Seen, Server, asks_for_token, manifest, reply, repository, status, tag, token,
             upload,
@@ -433,4 +437,119 @@ async fn no_service_is_named_where_none_was_asked_for() {
         .await
         .unwrap();
     assert!(!server.seen()[1].target.contains("service="));
+}
+
+/// A place whose credential somebody replaces; it counts how often it is read.
+#[derive(Debug, Clone, Default)]
+struct Place(Arc<Mutex<(Option<Credential>, usize)>>);
+
+impl Place {
+    fn with(password: &str) -> Self {
+        let credential = Credential::from_login("me".to_owned(), password.into());
+        Self(Arc::new(Mutex::new((Some(credential), 0))))
+    }
+
+    fn reads(&self) -> usize {
+        self.0.lock().unwrap().1
+    }
+}
+
+impl CredentialSource for Place {
+    fn reread(&self) -> BoxFuture<'_, Option<Credential>> {
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            let mut place = self.0.lock().unwrap();
+            place.1 += 1;
+            place.0.clone()
+        })
+    }
+}
+
+/// A client whose password is `old`, and what lies where it came from.
+fn client_from(server: &Server, place: &Place) -> RegistryClient {
+    server.client_with(ClientOptions {
+        credential: Credential::from_login("me".to_owned(), "old".into()),
+        credential_source: Some(Arc::new(place.clone())),
+        ..ClientOptions::default()
+    })
+}
+
+/// `me:new` in base64.
+const NEW: &str = "Basic bWU6bmV3";
+
+/// Answers a wrong login with `refusal`, at the registry itself or at its token service.
+async fn with_new_password(has_service: bool, refusal: u16) -> Server {
+    Server::start(move |seen| {
+        let is_service = seen.target.starts_with("/token");
+        match seen.authorization() {
+            Some(NEW) if is_service => token("good"),
+            Some(NEW) => digest_reply(),
+            Some("Bearer good") => digest_reply(),
+            Some(_) => status(refusal),
+            None if has_service => asks_for_token("/token"),
+            None => reply(
+                StatusCode::UNAUTHORIZED,
+                &[("www-authenticate", "Basic realm=\"x\"")],
+                "",
+            ),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_login_that_ended_is_read_once_more_by_all_who_were_refused() {
+    // registry rule A20
+    for (has_service, refusal) in [(false, 401), (false, 403), (true, 401), (true, 403)] {
+        let server = with_new_password(has_service, refusal).await;
+        let place = Place::with("new");
+        let client = client_from(&server, &place);
+        let (repository, tag) = (repository(), tag());
+        let all = (0..8).map(|_| client.head_manifest(&repository, &tag));
+        for outcome in futures::future::join_all(all).await {
+            outcome.unwrap();
+        }
+        assert_eq!(place.reads(), 1, "{has_service} {refusal}");
+        client.head_manifest(&repository, &tag).await.unwrap();
+        assert_eq!(place.reads(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_is_refused_and_lies_there_still_is_an_error() {
+    for place in [Place::with("old"), Place::with("other"), Place::default()] {
+        for has_service in [false, true] {
+            let server = with_new_password(has_service, 401).await;
+            let before = place.reads();
+            let client = client_from(&server, &place);
+            for _ in 0..3 {
+                let failed = client
+                    .head_manifest(&repository(), &tag())
+                    .await
+                    .unwrap_err();
+                assert_eq!(failed.reason(), "AuthenticationFailed");
+            }
+            assert_eq!(place.reads() - before, 1);
+            let refused = server.seen();
+            let refused = refused
+                .iter()
+                .filter(|seen| seen.authorization().is_some_and(|sent| sent != NEW));
+            assert!(refused.count() <= 2, "{:?}", server.lines());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_does_not_reach_far_enough_is_read_again_now_and_then_only() {
+    let server = with_new_password(false, 403).await;
+    let place = Place::with("old");
+    let client = client_from(&server, &place);
+    for _ in 0..5 {
+        let failed = client
+            .head_manifest(&repository(), &tag())
+            .await
+            .unwrap_err();
+        assert_eq!(failed.reason(), "AccessDenied");
+    }
+    assert_eq!(place.reads(), 1);
 }

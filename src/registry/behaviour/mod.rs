@@ -1,5 +1,6 @@
 //! The room's behaviour, through its public interface, against servers that misbehave on purpose.
 
+mod addresses;
 mod blobs;
 mod limits;
 mod login;

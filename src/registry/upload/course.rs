@@ -8,7 +8,7 @@ use super::{
         error::{Error, Operation, Result},
     },
     BlobUpload, Uploaded,
-    ladder::{self, TELLING, Tried, Verdict, Way},
+    ladder::{self, Tried, Verdict, Way},
     notes::Note,
     outgoing::Outgoing,
     session::{Mounted, Session},
@@ -92,11 +92,9 @@ impl<'a> Course<'a> {
                 }
                 Err(error) => error,
             };
-            if self.farthest >= self.mark + TELLING {
-                // A registry that takes a mebibyte at a time takes a large blob too, however often it breaks off (R21).
-                self.mark = self.farthest;
-                retry.progressed();
-            }
+            // A registry that takes a mebibyte at a time takes a large blob too, however often it breaks off (R21).
+            retry.progressed(self.farthest.saturating_sub(self.mark));
+            self.mark = self.farthest;
             let error = match self.next(error).await {
                 Next::OtherWay => continue,
                 Next::Retry(error) => error,

@@ -7,6 +7,7 @@
 //! The room knows registries and the cache, but neither Kubernetes nor the command line. Start with `run.rs`.
 
 mod error;
+mod gaps;
 mod image_manager;
 mod job;
 mod pull;

@@ -3,6 +3,7 @@
 mod blobs;
 mod limits;
 mod login;
+mod manifest_uploads;
 mod manifests;
 mod proxies;
 mod reaching;

@@ -120,3 +120,37 @@ fn unreadable(reference: &StoredReference, reason: String) -> Error {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::{fixture, layer, put, raw, store_small, stored};
+    use crate::{cache::CleanRequest, image::MediaType};
+
+    #[tokio::test]
+    async fn a_blob_that_an_index_names_stays_with_it() {
+        let fixture = fixture();
+        let blob = layer(b"of a build cache");
+        put(&fixture.cache, &blob, b"of a build cache")
+            .await
+            .unwrap();
+        let index = raw(&json!({
+            "schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": [blob],
+        }));
+        fixture
+            .cache
+            .store_image(stored("cache", "1", &index))
+            .await
+            .unwrap();
+        store_small(&fixture.cache, "app", "1", b"other").await;
+        let others = CleanRequest {
+            only: Some(("app".parse().unwrap(), None)),
+            ..CleanRequest::default()
+        };
+        fixture.cache.clean(&others).await.unwrap();
+        assert!(fixture.cache.has_blob(&blob).await.unwrap());
+        fixture.cache.clean(&CleanRequest::default()).await.unwrap();
+        assert!(!fixture.cache.has_blob(&blob).await.unwrap());
+    }
+}

@@ -192,9 +192,10 @@ impl RawManifest {
             reason: reason.to_owned(),
         };
         // Readers of such a document would disagree about what it is (CVE-2021-41190).
-        let is_both = match self.media_type.is_index() {
-            true => fields.config.is_some() || !fields.layers.is_empty(),
-            false => fields.manifests.is_some(),
+        let is_both = if self.media_type.is_index() {
+            fields.config.is_some() || !fields.layers.is_empty()
+        } else {
+            fields.manifests.is_some()
         };
         if is_both {
             return Err(invalid("it is an index and an image at once"));

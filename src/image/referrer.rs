@@ -14,7 +14,7 @@ use super::{
 };
 
 /// What a manifest says about its subject, and what a list of referrers says about the manifest.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Referrer {
     /// The manifest it is about; it need not exist.
     pub subject: Digest,

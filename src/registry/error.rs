@@ -400,14 +400,14 @@ pub enum Error {
         answer: Answer,
     },
     /// The registry does not take this manifest.
-    #[error("could not {operation}: the registry does not accept this manifest ({answer}){}", allow(.types))]
+    #[error("could not {operation}: the registry does not accept this manifest ({answer}){remedy}")]
     ManifestRejected {
         /// What was being done.
         operation: Operation,
         /// What the registry said.
         answer: Answer,
-        /// The media types of the manifest and its parts, where they are known: registries refuse what is not on their list.
-        types: String,
+        /// What may help, as the end of the sentence; empty where nothing is known of the manifest.
+        remedy: String,
     },
     /// The registry, or a proxy before it, does not take so much at once.
     #[error(
@@ -583,16 +583,6 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-}
-
-/// What to do about a manifest of these types.
-fn allow(types: &str) -> String {
-    if types.is_empty() {
-        return String::new();
-    }
-    format!(
-        "; it is of the types {types}: let the registry allow them, or build the image with types that it takes"
-    )
 }
 
 /// When to come back.

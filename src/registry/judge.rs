@@ -141,7 +141,7 @@ fn judge_refusal(operation: Operation, subject: Subject, answer: Answer) -> Erro
         (Subject::ManifestUpload, 400 | 415 | 422, _) => Error::ManifestRejected {
             operation,
             answer,
-            types: String::new(),
+            remedy: String::new(),
         },
         (Subject::Manifest, 404, _) => Error::ManifestUnknown { operation, answer },
         (Subject::Blob, 404, _) => Error::BlobUnknown { operation, answer },

@@ -139,7 +139,7 @@ impl RegistryClient {
             };
             return Err(self.diagnosed(error).await);
         }
-        self.checked(&call.operation, reference, document)
+        self.checked(&call.operation, reference, &document)
     }
 
     /// Makes a manifest of what was received, if that is what was asked for. Only our own hash decides (registry rules G2, M2,
@@ -148,7 +148,7 @@ impl RegistryClient {
         &self,
         operation: &Operation,
         reference: &Reference,
-        document: Document,
+        document: &Document,
     ) -> Result<RawManifest> {
         let claim = Claim::of(&document.headers);
         let expected = reference.digest();
@@ -221,17 +221,13 @@ impl RegistryClient {
         token: Option<&str>,
     ) -> Result<()> {
         let client = self.with_optional_token(token);
-        match Referrer::of(manifest) {
-            Some(referrer) => {
-                client
-                    .upload_referrer(repository, reference, manifest, &referrer)
-                    .await
-            }
-            None => {
-                let put = client.put_manifest(repository, reference, manifest, HeaderMap::new());
-                put.await.map(drop)
-            }
+        if let Some(referrer) = Referrer::of(manifest) {
+            return client
+                .upload_referrer(repository, reference, manifest, &referrer)
+                .await;
         }
+        let put = client.put_manifest(repository, reference, manifest, HeaderMap::new());
+        put.await.map(drop)
     }
 
     /// Writes one manifest and makes sure that it is there. Gives the headers of the answer, none where the manifest was there
@@ -272,10 +268,11 @@ impl RegistryClient {
             Err(Error::ManifestRejected {
                 operation, answer, ..
             }) => {
+                let remedy = remedy_for(manifest, &answer);
                 return Err(Error::ManifestRejected {
                     operation,
                     answer,
-                    types: types_of(manifest),
+                    remedy,
                 });
             }
             Err(error) => return Err(error),
@@ -347,6 +344,21 @@ fn mismatch(operation: &Operation, expected: &Digest, actual: Digest) -> Error {
         expected: expected.clone(),
         actual,
     }
+}
+
+/// What may help against the refusal of a manifest, as the end of a sentence.
+fn remedy_for(manifest: &RawManifest, answer: &Answer) -> String {
+    let algorithm = manifest.digest().algorithm();
+    if algorithm != Algorithm::Sha256 && answer.code() == Some("DIGEST_INVALID") {
+        let name = algorithm.name();
+        return format!(
+            "; it goes by a digest of {name}, and many registries know none but sha256: choose one that takes {name}"
+        );
+    }
+    format!(
+        "; it is of the types {}: let the registry allow them, or build the image with types that it takes",
+        types_of(manifest)
+    )
 }
 
 /// The media types of a manifest and its parts, each once: what a registry's list of allowed types is about (registry rule

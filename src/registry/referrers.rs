@@ -82,7 +82,7 @@ impl RegistryClient {
             operation: operation.clone(),
             source,
         };
-        let mut lost = None;
+        let mut refusal = None;
         for attempt in 0..=ATTEMPTS {
             let list = self.read_list(repository, &reference, referrer).await?;
             let (list, condition) = list.map_or_else(
@@ -103,14 +103,14 @@ impl RegistryClient {
             let written = self.put_manifest(repository, &reference, &longer, condition);
             match written.await {
                 // Whether it is still there shows when it is read.
-                Ok(_) => lost = None,
+                Ok(_) => refusal = None,
                 // Another list is there by now.
-                Err(error @ Error::DigestMismatch { .. }) => lost = Some(error),
-                Err(error @ Error::TagImmutable { .. }) if is_conditional => lost = Some(error),
+                Err(error @ Error::DigestMismatch { .. }) => refusal = Some(error),
+                Err(error @ Error::TagImmutable { .. }) if is_conditional => refusal = Some(error),
                 Err(error) => return Err(error),
             }
         }
-        Err(lost.unwrap_or(Error::ReferrersContended { operation, tag }))
+        Err(refusal.unwrap_or(Error::ReferrersContended { operation, tag }))
     }
 
     /// The list of what refers to a subject, if there is one. GitLab answers with the subject itself, which is none (registry
@@ -128,7 +128,7 @@ impl RegistryClient {
             return Ok(None);
         }
         let condition = condition_of(&document.headers);
-        let manifest = self.checked(&call.operation, reference, document)?;
+        let manifest = self.checked(&call.operation, reference, &document)?;
         Ok((!manifest.has_digest(&referrer.subject)).then_some(List {
             manifest,
             condition,

@@ -10,6 +10,7 @@ mod arrival;
 mod bandwidth;
 mod download;
 mod error;
+mod gaps;
 mod image_manager;
 mod incoming;
 mod job;

@@ -5,9 +5,8 @@ use std::collections::{HashMap, HashSet};
 use futures::{StreamExt, stream};
 
 use crate::{
-    image::{self, Descriptor, Digest, ImageName, Manifest, RawManifest, shown},
+    image::{self, Descriptor, Digest, ImageName, Manifest, RawManifest},
     output::OutputManager,
-    registry,
 };
 
 use super::{Error, Result};
@@ -23,9 +22,6 @@ const MAX_MANIFEST_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Manifests of one index that are asked for at once: small answers, bounded by round trips.
 const MANIFESTS_AT_ONCE: usize = 8;
-
-/// Platforms that a message names; the others are counted.
-const SHOWN_MISSING: usize = 8;
 
 /// A whole image: its manifests, root last, and what they refer to.
 #[derive(Debug, Clone)]
@@ -150,58 +146,6 @@ impl ImageTree {
         })
     }
 
-    /// An index of nothing that is there is no image, whatever a registry would say to it.
-    fn unless_hollow(self, image: &ImageName) -> Result<Self> {
-        let is_hollow = self.children.is_empty() && self.layers.is_empty();
-        if is_hollow && !self.missing.is_empty() {
-            return Err(Error::IndexWithoutImages {
-                image: image.clone(),
-                missing: self.missing_names(),
-            });
-        }
-        Ok(self)
-    }
-
-    /// What is missing, as platforms where they are known, for messages.
-    pub(super) fn missing_names(&self) -> String {
-        let mut names: Vec<String> = self
-            .missing
-            .iter()
-            .take(SHOWN_MISSING)
-            .map(|child| match &child.platform {
-                Some(platform) => shown(&platform.to_string()),
-                None => child.digest.to_string(),
-            })
-            .collect();
-        if self.missing.len() > SHOWN_MISSING {
-            names.push(format!("{} more", self.missing.len() - SHOWN_MISSING));
-        }
-        names.join(", ")
-    }
-
-    /// Why a destination did not take a manifest of this image: mostly what it says, but an index with gaps is refused for its
-    /// gaps (registry rule M10). `target` is the image's name there.
-    pub(super) fn refused(&self, target: String, source: registry::Error) -> Error {
-        let is_for_gaps = match &source {
-            registry::Error::ManifestBlobUnknown { missing, .. } => missing
-                .iter()
-                .all(|digest| self.missing.iter().any(|child| child.digest == *digest)),
-            registry::Error::ManifestRejected { .. } => true,
-            _ => false,
-        };
-        if self.missing.is_empty() || !is_for_gaps {
-            return Error::Push {
-                image: target,
-                source,
-            };
-        }
-        Error::SparseIndexRefused {
-            image: target,
-            missing: self.missing_names(),
-            source,
-        }
-    }
-
     /// Every blob of the image.
     pub(super) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.layers.iter().chain(&self.configs)
@@ -289,24 +233,21 @@ fn children_of(manifest: &RawManifest) -> image::Result<Vec<Descriptor>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{
-        error::Classified,
-        image::{Algorithm, MediaType},
-    };
+    use crate::image::{Algorithm, MediaType};
 
     fn blob(media_type: &str, content: &str) -> Value {
         json!({"mediaType": media_type, "digest": Digest::of(content.as_bytes()), "size": content.len()})
     }
 
-    fn raw(value: &Value) -> RawManifest {
+    pub(in super::super) fn raw(value: &Value) -> RawManifest {
         RawManifest::new(value.to_string().into(), None, Algorithm::Sha256).unwrap()
     }
 
-    fn index(children: &[&RawManifest]) -> RawManifest {
+    pub(in super::super) fn index(children: &[&RawManifest]) -> RawManifest {
         let manifests: Vec<_> = children
             .iter()
             .map(|child| json!({"mediaType": child.media_type(), "digest": child.digest(), "size": child.size()}))
@@ -315,7 +256,10 @@ mod tests {
     }
 
     /// Collects a tree from manifests that lie in memory.
-    async fn collect(root: &RawManifest, below: &[&RawManifest]) -> Result<ImageTree> {
+    pub(in super::super) async fn collect(
+        root: &RawManifest,
+        below: &[&RawManifest],
+    ) -> Result<ImageTree> {
         let image = "app:1".parse().unwrap();
         ImageTree::collect(&image, root.clone(), |child| {
             let found = below
@@ -334,17 +278,9 @@ mod tests {
         }
     }
 
-    fn upload_refused(missing: Vec<Digest>) -> registry::Error {
-        registry::Error::ManifestBlobUnknown {
-            operation: registry::Operation::new("write"),
-            answer: registry::Answer::of_status(http::StatusCode::BAD_REQUEST),
-            missing,
-        }
-    }
-
     const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-    fn image(config: &str, layers: &[&str]) -> RawManifest {
+    pub(in super::super) fn image(config: &str, layers: &[&str]) -> RawManifest {
         let layers: Vec<_> = layers.iter().map(|content| blob(LAYER, content)).collect();
         raw(&json!({
             "schemaVersion": 2,
@@ -463,43 +399,6 @@ mod tests {
         let tree = collect(&index(&[&child]), &[&child]).await.unwrap();
         assert_eq!((tree.children.len(), tree.size().0), (1, 3));
         assert_eq!(tree.configs[0].digest, long("{}"));
-    }
-
-    #[tokio::test]
-    async fn what_the_source_of_an_index_does_not_have_is_left_out_and_named() {
-        let (amd, arm) = (image("amd", &["a"]), image("arm", &["b"]));
-        let mut root: Value = serde_json::from_slice(index(&[&amd, &arm]).bytes()).unwrap();
-        root["manifests"][1]["platform"] = json!({"os": "linux", "architecture": "arm64"});
-        let root = raw(&root);
-        let tree = collect(&root, &[&amd]).await.unwrap();
-        assert_eq!(tree.root, root);
-        assert_eq!((tree.children.len(), tree.layers.len()), (1, 1));
-        assert_eq!(tree.missing_names(), "linux/arm64");
-
-        let hollow = collect(&root, &[]).await.unwrap_err();
-        assert!(matches!(hollow, Error::IndexWithoutImages { .. }));
-        assert!(hollow.to_string().contains("linux/arm64"), "{hollow}");
-    }
-
-    #[tokio::test]
-    async fn a_destination_that_takes_no_gaps_is_told_from_one_that_lost_a_blob() {
-        let (amd, arm) = (image("amd", &["a"]), image("arm", &["b"]));
-        let whole = collect(&index(&[&amd, &arm]), &[&amd, &arm]).await.unwrap();
-        let sparse = collect(&index(&[&amd, &arm]), &[&amd]).await.unwrap();
-        for (tree, missing, reason) in [
-            (&sparse, vec![arm.digest().clone()], "SparseIndexRefused"),
-            (&sparse, vec![], "SparseIndexRefused"),
-            (
-                &sparse,
-                vec![arm.digest().clone(), Digest::of(b"a")],
-                "ManifestBlobUnknown",
-            ),
-            (&whole, vec![arm.digest().clone()], "ManifestBlobUnknown"),
-            (&whole, vec![], "ManifestBlobUnknown"),
-        ] {
-            let error = tree.refused("r.example/app:1".into(), upload_refused(missing));
-            assert_eq!(error.reason(), reason);
-        }
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod manifests;
 mod runs;
 mod tags;
 mod tee;

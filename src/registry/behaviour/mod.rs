@@ -4,6 +4,7 @@ mod addresses;
 mod blobs;
 mod limits;
 mod login;
+mod manifest_uploads;
 mod manifests;
 mod proxies;
 mod ranges;

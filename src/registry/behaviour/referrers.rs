@@ -270,9 +270,10 @@ async fn a_list_that_others_never_leave_alone_is_given_up() {
         .await;
         let failed = push(&server.client(), "a").await.unwrap_err();
         // What the registry says about it is worth more than our guess.
-        let expected = match is_versioned {
-            true => ("TagImmutable", Class::Policy),
-            false => ("ReferrersContended", Class::Network),
+        let expected = if is_versioned {
+            ("TagImmutable", Class::Policy)
+        } else {
+            ("ReferrersContended", Class::Network)
         };
         assert_eq!((failed.reason(), failed.class()), expected, "{failed}");
         assert!(failed.to_string().contains(&list_tag()), "{failed}");

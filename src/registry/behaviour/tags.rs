@@ -153,9 +153,10 @@ async fn no_page_is_asked_to_be_longer_than_all_registries_allow_and_no_order_is
             return error(400, "UNSUPPORTED", "n is too large");
         }
         let tags: Vec<&str> = shuffled.iter().map(String::as_str).collect();
-        match seen.target.contains("last=") {
-            false => page(&tags, None),
-            true => page(&["zz", "aa"], None),
+        if seen.target.contains("last=") {
+            page(&["zz", "aa"], None)
+        } else {
+            page(&tags, None)
         }
     })
     .await;

@@ -576,7 +576,7 @@ pub enum Error {
 
     // Our side.
     /// The bytes to send cannot be read.
-    #[error("could not {operation}: the file to send could not be read")]
+    #[error("could not {operation}: the bytes to send could not be read")]
     SourceUnreadable {
         /// What was being done.
         operation: Operation,

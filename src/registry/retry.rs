@@ -156,7 +156,6 @@ mod tests {
         }
     }
 
-
     #[test]
     fn what_cannot_succeed_is_not_tried_again() {
         assert_eq!(Retry::new(3).next(&denied()), None);

@@ -153,7 +153,7 @@ impl Client {
 
 /// Drives an upload while looking at what is taken of it. The clock stands still while the connection would take more than
 /// the source has: then it is not the registry that is slow.
-async fn watched(
+pub(super) async fn watched(
     send: impl Future<Output = Result<Response>>,
     operation: &Operation,
     mut meter: Meter,

@@ -258,7 +258,11 @@ impl Push<'_> {
                     mount_from: elsewhere.as_ref(),
                     notes: Some(&notes),
                 };
-                let sent = self.client.upload_blob_with_token(&upload, None).boxed().await;
+                let sent = self
+                    .client
+                    .upload_blob_with_token(&upload, None)
+                    .boxed()
+                    .await;
                 if sent.is_ok() {
                     transfer.complete();
                 }

@@ -11,3 +11,4 @@ mod manifests;
 mod runs;
 mod tags;
 mod tee;
+mod uploads;

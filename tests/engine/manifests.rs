@@ -6,7 +6,7 @@ use docker_image_pusher::{
     cache::Cache,
     image::{Algorithm, Digest, MediaType, RawManifest, Reference, RepositoryPath, Tag},
     output::{Direction, OutputManager},
-    registry::{BlobSource, ClientOptions, Endpoint, RegistryClient},
+    registry::{BlobSource, BlobUpload, ClientOptions, Endpoint, RegistryClient},
     transfer::{
         Destination, ImageJob, Outcome, Registries, RegistryId, RegistryImage, Run, RunReport,
         TargetReference, TransferOptions,
@@ -53,10 +53,16 @@ async fn put_blob(client: &RegistryClient, content: &[u8], algorithm: Algorithm)
     let digest = Digest::of(content);
     let progress =
         OutputManager::silent().transfer(Direction::Upload, &digest, content.len() as u64);
-    client
-        .upload_blob_with_token(&repository(), &descriptor, &source, &progress, None)
-        .await
-        .context("upload")
+    let upload = BlobUpload {
+        repository: &repository(),
+        descriptor: &descriptor,
+        source: &source,
+        progress: &progress,
+        mount_from: None,
+        notes: None,
+    };
+    let uploaded = client.upload_blob_with_token(&upload, None).await;
+    uploaded.context("upload").map(drop)
 }
 
 async fn put(client: &RegistryClient, reference: &str, manifest: &RawManifest) -> Result<()> {

@@ -11,11 +11,10 @@ use http::StatusCode;
 use crate::{
     error::{Class, Classified},
     registry::{
-        BlobSource, ClientOptions, Error, Loopback, Names, Proxy, ProxyChoice, RegistryClient,
-        Result,
+        ClientOptions, Error, Loopback, Names, Proxy, ProxyChoice, RegistryClient, Result,
         testing::{
             Server, asks_for_token, client_at, descriptor, manifest, reply, repository, status,
-            tag, upload_progress,
+            tag, upload,
         },
     },
 };
@@ -190,9 +189,7 @@ impl Pointer {
                 let blob = descriptor(b"x");
                 client.get_blob(&repository(), &blob).await.map(drop)
             }
-            Self::Location => {
-                upload(client, b"").await.map(drop)
-            }
+            Self::Location => upload(client, b"").await.map(drop),
             Self::Link => client.list_tags(&repository()).await.map(drop),
         }
     }

@@ -2,26 +2,32 @@
 
 use std::{io::Write, sync::Arc};
 
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
 use http::StatusCode;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 
+use super::shelf::blob;
 use crate::{
     error::{Class, Classified},
     image::Digest,
     output::{Direction, OutputManager},
     registry::{
-        BlobSource, BlobUpload, ClientOptions,
+        BlobContent, BlobSource, BlobUpload, ClientOptions, RegistryClient,
         testing::{
-            Counter, Recorder, Seen, Server, descriptor, error, reply, repository, status, upload,
-            upload_from,
+            Counter, Recorder, Seen, Server, client_at, descriptor, error, reply, repository,
+            status, upload, upload_from,
         },
     },
 };
 
 /// More than one piece, and not a whole number of them.
 fn content() -> Vec<u8> {
-    (0..1_300_000_u32)
-        .map(|number| (number % 251) as u8)
-        .collect()
+    blob(1_300_000)
 }
 
 fn file_of(content: &[u8]) -> tempfile::NamedTempFile {
@@ -243,4 +249,93 @@ async fn an_upload_without_a_place_to_go_makes_no_sense() {
     let failed = upload(&server.client(), b"layer").await.unwrap_err();
     assert_eq!(failed.reason(), "UnexpectedAnswer");
     assert_eq!(server.lines().len(), 1);
+}
+
+/// Bytes that come when they are let.
+#[derive(Debug)]
+struct Later(tokio::sync::watch::Receiver<bool>);
+
+impl BlobContent for Later {
+    fn size(&self) -> u64 {
+        5
+    }
+
+    fn read(&self, _offset: u64, _limit: usize) -> BoxFuture<'_, std::io::Result<Bytes>> {
+        let mut released = self.0.clone();
+        async move {
+            released.wait_for(|released| *released).await.unwrap();
+            Ok(Bytes::from_static(b"layer"))
+        }
+        .boxed()
+    }
+}
+
+/// Two registries that are copied to each other would wait for each other for ever.
+#[tokio::test]
+async fn uploads_that_wait_for_their_bytes_leave_room_for_others() {
+    let server = Server::start(|seen| match seen.method.as_str() {
+        "POST" => opened(),
+        _ => status(201),
+    })
+    .await;
+    let client = server.client();
+    let (release, released) = tokio::sync::watch::channel(false);
+    let waiting = (0..50).map(|_| async {
+        let source = BlobSource::new(Arc::new(Later(released.clone())));
+        upload_from(&client, b"layer", &source).await.unwrap();
+    });
+    let other = async {
+        // Behind all the others.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        upload(&client, b"other").await.unwrap();
+        release.send(true).unwrap();
+    };
+    tokio::join!(futures::future::join_all(waiting), other);
+}
+
+/// Registry rule R19: an answer that comes before the end of the body is heard at once, and the rest is not sent.
+#[tokio::test]
+async fn an_early_refusal_ends_the_sending() {
+    let (refused, mut far) = early_refusal().await;
+    let blob = vec![0; 64 * 1024 * 1024];
+    let failed = upload(&refused, &blob).await.unwrap_err();
+    assert_eq!(failed.reason(), "AccessDenied");
+    assert!(failed.to_string().contains("not yours"), "{failed}");
+    let taken = far.join_next().await.unwrap().unwrap();
+    assert!(taken < 16 * 1024 * 1024, "{taken} bytes were sent");
+}
+
+/// A registry that opens an upload, refuses its bytes at their head, and then counts what still comes until the end.
+async fn early_refusal() -> (RegistryClient, JoinSet<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        read_head(&mut socket).await;
+        let opened = "HTTP/1.1 202 Accepted\r\nlocation: /upload/1\r\ncontent-length: 0\r\n\r\n";
+        socket.write_all(opened.as_bytes()).await.unwrap();
+        read_head(&mut socket).await;
+        let body = r#"{"errors":[{"code":"DENIED","message":"not yours"}]}"#;
+        let refusal = format!(
+            "HTTP/1.1 403 Forbidden\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        socket.write_all(refusal.as_bytes()).await.unwrap();
+        let (mut taken, mut buffer) = (0, vec![0; 64 * 1024]);
+        while let Ok(count @ 1..) = socket.read(&mut buffer).await {
+            taken += count;
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        taken
+    });
+    let client = client_at(&format!("http://{address}"), ClientOptions::default());
+    (client, tasks)
+}
+
+async fn read_head(socket: &mut TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.unwrap());
+    }
 }

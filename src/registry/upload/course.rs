@@ -1,5 +1,7 @@
 //! The course of an upload: attempts, what is gone on from, and which way is tried next.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 
 use super::{
@@ -15,7 +17,6 @@ use super::{
     turn::{Attempt, Turn},
 };
 use crate::error::{Class, Classified};
-use std::sync::Arc;
 
 /// A smaller blob is sent again sooner than it is asked for.
 const WORTH_RESUMING: u64 = 1024 * 1024;
@@ -39,7 +40,9 @@ pub(super) struct Course<'a> {
     /// The farthest the registry ever was, and where the count of failures began last.
     farthest: u64,
     mark: u64,
-    /// What there was a note of.
+    /// The session is that of a note, and nobody asked for it yet.
+    is_remembered: bool,
+    /// What it turned out to have.
     resumed_from: Option<u64>,
     may_have_note: bool,
     has_tried_mount: bool,
@@ -72,6 +75,7 @@ impl<'a> Course<'a> {
             cut: None,
             farthest: 0,
             mark: 0,
+            is_remembered: false,
             resumed_from: None,
             may_have_note: upload.notes.is_some() && upload.source.size() >= WORTH_NOTING,
             has_tried_mount: false,
@@ -141,7 +145,7 @@ impl<'a> Course<'a> {
         self.resumed_from = None;
         let session = match self.mount().await? {
             Some(Mounted::Done) => return Ok(None),
-            Some(Mounted::Opened(session)) => session,
+            Some(Mounted::Opened(session)) => *session,
             None => {
                 let BlobUpload { repository, .. } = self.upload;
                 Session::open(&self.client, repository, &self.operation).await?
@@ -159,24 +163,32 @@ impl<'a> Course<'a> {
                 return Err(error);
             }
         };
+        let is_remembered = std::mem::take(&mut self.is_remembered);
+        let cut = self.cut.take();
         // What was acknowledged counts, whatever is said later (registry rule U9).
         let offset = there.map(|there| there.max(session.offset()));
         if let Some(offset) = offset.filter(|offset| *offset <= self.upload.source.size()) {
+            if is_remembered && offset > 0 {
+                self.resumed_from = Some(offset);
+            }
+            if cut.is_some() && offset <= session.offset() {
+                // Nothing came through: somebody on the way may have hung up on a body of this size.
+                self.lower_limit(ladder::chunk_below(self.limit.unwrap_or(u64::MAX)));
+            }
             session.go_on_from(offset);
             self.farthest = self.farthest.max(offset);
-            if let Some(from) = &mut self.resumed_from {
-                *from = offset;
-            }
             return Ok(Some(session));
         }
         // Nothing to cancel, and nothing is there of what went through: smaller requests may fit into the life of one
         // connection.
         session.stay();
         self.note(None).await;
-        if let Some(limit) = self.cut.take().and_then(ladder::chunk_below) {
-            self.limit = Some(self.limit.map_or(limit, |old| old.min(limit)));
-        }
+        self.lower_limit(cut.and_then(ladder::chunk_below));
         Ok(None)
+    }
+
+    fn lower_limit(&mut self, limit: Option<u64>) {
+        self.limit = self.limit.into_iter().chain(limit).min();
     }
 
     /// Asks once for the blob of another repository; whatever is wrong with that, the bytes can still be sent (U16).
@@ -365,7 +377,7 @@ impl<'a> Course<'a> {
         let notes = self.upload.notes.filter(|_| self.may_have_note)?;
         let note = Note::read(&notes.load().await?)?;
         let location = note.location(&self.client.shared.base)?;
-        self.resumed_from = Some(note.offset);
+        self.is_remembered = true;
         Some(Session::known(
             &self.client,
             self.upload.repository,

@@ -89,14 +89,12 @@ impl Ladder {
     ) -> bool {
         let mut learned = self.learned();
         learned.take_in(tried, verdict);
-        match learned.way(size, limit) {
-            Some(way) => way != tried.way,
-            None => {
-                // Nothing works, so the ways were not the trouble.
-                *learned = Learned::default();
-                false
-            }
+        if let Some(way) = learned.way(size, limit) {
+            return way != tried.way;
         }
+        // Nothing works, so the ways were not the trouble.
+        *learned = Learned::default();
+        false
     }
 
     /// The registry named its smallest chunk.

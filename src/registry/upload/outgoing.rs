@@ -200,13 +200,11 @@ impl Reader {
         mut read: BoxFuture<'static, io::Result<Bytes>>,
     ) -> io::Result<Bytes> {
         self.tell(Sent::Waiting);
-        match tokio::time::timeout(PATIENCE, &mut read).await {
-            Ok(read) => read,
-            Err(_) => {
-                self.turn.give_back();
-                read.await
-            }
+        if let Ok(read) = tokio::time::timeout(PATIENCE, &mut read).await {
+            return read;
         }
+        self.turn.give_back();
+        read.await
     }
 
     /// What was read, unless it is nothing or more than there is room for.
@@ -223,5 +221,122 @@ impl Reader {
     /// Nobody listens any more when the request was given up; then nobody needs to know.
     fn tell(&self, event: Sent) {
         self.sender.send(event).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::registry::{
+        BlobContent, ClientOptions, Error, Operation,
+        testing::{client_at, upload_progress},
+        upload::turn::Attempt,
+        wire,
+    };
+
+    /// A blob whose every piece takes this long, and that ends early where it is to.
+    #[derive(Debug)]
+    struct Slow {
+        pause: Duration,
+        pieces: u64,
+        fails_at: Option<u64>,
+    }
+
+    impl BlobContent for Slow {
+        fn size(&self) -> u64 {
+            self.pieces
+        }
+
+        fn read(&self, offset: u64, _limit: usize) -> BoxFuture<'_, io::Result<Bytes>> {
+            Box::pin(async move {
+                tokio::time::sleep(self.pause).await;
+                if self.fails_at == Some(offset) {
+                    return Err(io::Error::other("the download was given up"));
+                }
+                Ok(Bytes::from_static(b"x"))
+            })
+        }
+    }
+
+    /// Sends a blob to a registry that takes a piece each so often, and answers at the end.
+    async fn send(content: Slow, registry_pause: Duration) -> Result<usize, Error> {
+        let client = client_at("http://r.example", ClientOptions::default());
+        let turn = Attempt::begin(&client.shared.host, &client.shared.tenant).await;
+        let (size, progress) = (content.size(), upload_progress());
+        let source = BlobSource::new(Arc::new(content));
+        let outgoing = Outgoing::new(&source, 0..size, &progress, &turn);
+        let (mut body, meter) = outgoing.body();
+        let taken = std::cell::Cell::new(0);
+        let exchange = async {
+            while let Some(Ok(_)) = body.frame().await {
+                taken.set(taken.get() + 1);
+                tokio::time::sleep(registry_pause).await;
+            }
+            Ok(http::Response::new(Bytes::new()).into())
+        };
+        let operation = Operation::new("upload");
+        let limit = outgoing.answer_limit();
+        let sent = wire::watched(exchange, &operation, meter, limit, |bytes| {
+            outgoing.advance(bytes);
+        });
+        let sent = sent.await.map(|_| taken.get());
+        if sent.is_ok() {
+            assert!(outgoing.is_spent());
+        }
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_may_take_its_time() {
+        let started = Instant::now();
+        let content = Slow {
+            pause: Duration::from_hours(1),
+            pieces: 5,
+            fails_at: None,
+        };
+        assert_eq!(send(content, Duration::ZERO).await.unwrap(), 5);
+        assert_eq!(started.elapsed().as_secs() / 3600, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_may_not() {
+        let content = Slow {
+            pause: Duration::ZERO,
+            pieces: 5,
+            fails_at: None,
+        };
+        let failed = send(content, Duration::from_secs(61)).await.unwrap_err();
+        assert!(matches!(
+            failed,
+            Error::TransferStalled { sending: true, .. }
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_piece_is_read_while_the_one_before_is_sent() {
+        let started = Instant::now();
+        let content = Slow {
+            pause: Duration::from_secs(10),
+            pieces: 5,
+            fails_at: None,
+        };
+        send(content, Duration::from_secs(10)).await.unwrap();
+        assert_eq!(started.elapsed().as_secs(), 60);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_fails_says_so_itself() {
+        let content = Slow {
+            pause: Duration::from_secs(1),
+            pieces: 5,
+            fails_at: Some(3),
+        };
+        let failed = send(content, Duration::ZERO).await.unwrap_err();
+        assert!(
+            matches!(&failed, Error::SourceUnreadable { source, .. } if source.to_string().contains("given up"))
+        );
     }
 }

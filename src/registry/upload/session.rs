@@ -52,7 +52,7 @@ pub(super) enum Mounted {
     /// The blob is there.
     Done,
     /// It is not; here is an upload instead (U16).
-    Opened(Session),
+    Opened(Box<Session>),
 }
 
 impl Session {
@@ -89,7 +89,8 @@ impl Session {
         if response.status() == StatusCode::CREATED {
             return Ok(Mounted::Done);
         }
-        Self::begun(client, repository, operation, &response).map(Mounted::Opened)
+        Self::begun(client, repository, operation, &response)
+            .map(|session| Mounted::Opened(Box::new(session)))
     }
 
     /// An upload that somebody opened before.

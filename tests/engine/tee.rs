@@ -184,11 +184,8 @@ async fn a_broken_destination_fails_alone_and_a_slow_one_holds_nobody_up() -> Re
     let [broken, slow, sound] = &bed.destinations[..] else {
         unreachable!("three were started")
     };
-    broken.add_rule(Rule::on(
-        &Method::PUT,
-        "/blobs/",
-        Action::CutRequest(1_000_000),
-    ));
+    broken.add_rule(Rule::on(&Method::PUT, "/blobs/", Action::HangUp));
+    broken.add_rule(Rule::on(&Method::PATCH, "/blobs/", Action::HangUp));
     let pause = Duration::from_secs(4);
     slow.add_rule(Rule::on(&Method::PUT, "/blobs/", Action::Delay(pause)));
     let report = bed.copy().await?;

@@ -316,6 +316,14 @@ impl Pieces {
     }
 }
 
+#[cfg(test)]
+impl Pieces {
+    /// What is held for writing and hashing.
+    pub(super) fn bytes_in_memory(&self) -> usize {
+        self.in_memory.values().map(|piece| piece.bytes.len()).sum()
+    }
+}
+
 /// A distance within one piece.
 fn index(distance: u64) -> usize {
     usize::try_from(distance).unwrap_or(usize::MAX)

@@ -370,6 +370,14 @@ impl Work {
     }
 }
 
+#[cfg(test)]
+impl Work {
+    /// Nothing is hashed as long as this is held.
+    pub(super) fn stall(&self) -> MutexGuard<'_, Hashed> {
+        self.hashed()
+    }
+}
+
 impl Drop for Work {
     fn drop(&mut self) {
         self.arrival.end(End::GivenUp);

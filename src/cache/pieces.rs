@@ -241,9 +241,9 @@ impl Pieces {
         if end <= slowest {
             return;
         }
-        let Piece { bytes, _room, .. } = piece;
+        let bytes = piece.bytes.clone();
         // The room is given back first, or the piece would count twice.
-        drop(_room);
+        drop(piece);
         if let Some(kept) = memory.keep(bytes) {
             self.kept.insert(offset, (kept, end));
         }

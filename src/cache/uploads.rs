@@ -79,9 +79,8 @@ fn read(path: &Path) -> Result<Option<String>> {
     if is_older(&metadata) || !is_ours(&metadata) {
         return Ok(None);
     }
-    let bytes = match read_small(path, MAX_SIZE as u64)? {
-        Some(Ok(bytes)) => bytes,
-        Some(Err(_)) | None => return Ok(None),
+    let Some(Ok(bytes)) = read_small(path, MAX_SIZE as u64)? else {
+        return Ok(None);
     };
     Ok(unsealed(&bytes).map(str::to_owned))
 }

@@ -62,7 +62,7 @@ pub(super) struct Work {
 enum Task {
     Write,
     Hash,
-    Checkpoint(Hashed),
+    Checkpoint(Box<Hashed>),
 }
 
 impl Work {
@@ -250,7 +250,7 @@ impl Work {
             due
         };
         if let Some(due) = due {
-            self.spawn(Task::Checkpoint(due));
+            self.spawn(Task::Checkpoint(Box::new(due)));
         }
     }
 

@@ -374,7 +374,7 @@ mod tests {
         let reader = writer.reader();
         writer.restart().await.unwrap();
         assert!(reader.read(0, 1).await.is_err());
-        assert_eq!(writer.missing(), [0..3 << 20]);
+        assert_eq!(writer.missing().first(), Some(&(0..3 << 20)));
         let excess = writer.write_at(1, content.clone().into()).await;
         assert!(matches!(excess, Err(Error::SizeMismatch { .. })));
         writer.write_at(0, content.into()).await.unwrap();

@@ -25,8 +25,8 @@ const IMAGES_AT_ONCE: usize = 16;
 /// A blob at its destination.
 type UploadKey = (RegistryId, RepositoryPath, Digest);
 
-/// The state that the jobs of a run share. Dropping a running [`Run::execute`] cancels it: partial downloads stay for the next run, and
-/// no half image becomes visible anywhere.
+/// The state that the jobs of a run share. Dropping a running [`Run::execute`] cancels it: partial downloads stay for the
+/// next run, and no half image becomes visible anywhere.
 #[derive(Debug)]
 pub struct Run {
     pub(super) cache: Cache,

@@ -328,3 +328,53 @@ fn boot_id() -> Option<&'static str> {
         .get_or_init(|| read().map(|id| id.trim().to_owned()))
         .as_deref()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_hash_is_that_of_the_version_in_use() {
+        let lock = std::fs::read_to_string("Cargo.lock").unwrap();
+        let version = HASHER.rsplit(' ').next().unwrap();
+        let package = format!("name = \"sha2\"\nversion = \"{version}\"");
+        assert!(
+            lock.contains(&package),
+            "HASHER must name the version of sha2 in Cargo.lock"
+        );
+    }
+
+    #[test]
+    fn a_hash_goes_on_from_its_state_at_any_byte() {
+        let content: Vec<u8> = (0..=250).cycle().take(1000).collect();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for position in [0, 1, 63, 64, 127, 128, 999, 1000] {
+                let mut hasher = Hasher::new(algorithm);
+                hasher.update(&content[..position]);
+                let state = state_of(&hasher);
+                let mut resumed = match algorithm {
+                    Algorithm::Sha256 => Hasher::Sha256(resumed(&state).unwrap()),
+                    Algorithm::Sha512 => Hasher::Sha512(resumed(&state).unwrap()),
+                };
+                resumed.update(&content[position..]);
+                let expected = Digest::with_algorithm(algorithm, &content);
+                assert_eq!(resumed.finish(), expected);
+            }
+            assert!(resumed::<Sha256>(b"short").is_none());
+        }
+    }
+
+    #[test]
+    fn a_line_is_read_back_only_as_it_was_written() {
+        let line = sealed("0 1048576");
+        assert_eq!(unsealed(line.as_bytes()), Some("0 1048576"));
+        for end in 0..line.len() {
+            assert_eq!(unsealed(&line.as_bytes()[..end]), None);
+        }
+        for position in 0..line.len() {
+            let mut bytes = line.clone().into_bytes();
+            bytes[position] ^= 1;
+            assert_eq!(unsealed(&bytes), None);
+        }
+    }
+}

@@ -241,9 +241,9 @@ impl Pieces {
         if end <= slowest {
             return;
         }
-        let Piece { bytes, _room, .. } = piece;
+        let bytes = piece.bytes.clone();
         // The room is given back first, or the piece would count twice.
-        drop(_room);
+        drop(piece);
         if let Some(kept) = memory.keep(bytes) {
             self.kept.insert(offset, (kept, end));
         }
@@ -313,6 +313,14 @@ impl Pieces {
         self.unwritten.clear();
         self.unwritten_bytes = 0;
         self.kept.clear();
+    }
+}
+
+#[cfg(test)]
+impl Pieces {
+    /// What is held for writing and hashing.
+    pub(super) fn bytes_in_memory(&self) -> usize {
+        self.in_memory.values().map(|piece| piece.bytes.len()).sum()
     }
 }
 

@@ -26,6 +26,9 @@ use super::{
 
 const MIB: usize = 1024 * 1024;
 
+/// What befalls a file.
+type Damage = fn(&Path);
+
 /// Bytes of which no two blocks of 4 KiB are alike.
 fn content(length: usize) -> Bytes {
     let mut bytes = vec![0; length];
@@ -227,7 +230,6 @@ async fn an_intact_checkpoint_spares_reading_its_part_again() {
 #[tokio::test]
 async fn torn_and_foreign_notes_never_lead_to_wrong_bytes() {
     let mib = MIB as u64;
-    type Damage = fn(&Path);
     let cases: [(Damage, u64); 7] = [
         (|path| write_file(path, b""), 0),
         (|path| write_file(path, b"0123456789abcdef {}\n"), 0),
@@ -279,7 +281,6 @@ async fn torn_and_foreign_notes_never_lead_to_wrong_bytes() {
 
 #[tokio::test]
 async fn a_partial_that_was_cut_or_planted_is_not_used() {
-    type Damage = fn(&Path);
     let cases: [Damage; 5] = [
         |path| {
             let file = File::options().write(true).open(path).unwrap();
@@ -381,7 +382,7 @@ async fn write_until_killed(folder: &Path, parts: &[std::ops::Range<usize>]) {
     println!("written");
     let mut end = Vec::new();
     std::io::stdin().read_to_end(&mut end).unwrap();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -415,7 +416,7 @@ async fn the_one_who_waits_goes_on_where_a_killed_process_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_kill_and_a_new_start_the_checkpoint_serves() {
     if let Some(folder) = std::env::var_os(FOLDER) {
-        return write_until_killed(folder.as_ref(), &[0..66 * MIB]).await;
+        return write_until_killed(folder.as_ref(), std::slice::from_ref(&(0..66 * MIB))).await;
     }
     let fixture = fixture();
     let content = content(LARGE);

@@ -79,9 +79,8 @@ fn read(path: &Path) -> Result<Option<String>> {
     if is_older(&metadata) || !is_ours(&metadata) {
         return Ok(None);
     }
-    let bytes = match read_small(path, MAX_SIZE as u64)? {
-        Some(Ok(bytes)) => bytes,
-        Some(Err(_)) | None => return Ok(None),
+    let Some(Ok(bytes)) = read_small(path, MAX_SIZE as u64)? else {
+        return Ok(None);
     };
     Ok(unsealed(&bytes).map(str::to_owned))
 }
@@ -103,5 +102,75 @@ fn remove(path: &Path) -> Result<()> {
             Err(Error::writing("remove", path, 0, error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, time::SystemTime};
+
+    use super::super::{CleanRequest, testing::fixture};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_note_is_found_by_its_key_until_it_is_removed() {
+        let fixture = fixture();
+        let cache = &fixture.cache;
+        let key = "registry.internal:5000/team/app sha256:../..";
+        assert_eq!(cache.upload_note(key).await, None);
+        cache.keep_upload_note(key, None).await;
+        for note in [
+            "first",
+            "{\"location\": \"https://x\"}\nand a second line\n",
+            "",
+        ] {
+            cache.keep_upload_note(key, Some(note)).await;
+            let found = fixture.reopened().upload_note(key).await;
+            assert_eq!(found.as_deref(), Some(note));
+        }
+        assert_eq!(cache.upload_note("another").await, None);
+        let path = cache.upload_path(key);
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fixture.files().len(), 1, "{:?}", fixture.files());
+        cache.keep_upload_note(key, None).await;
+        assert_eq!(fixture.files(), Vec::<String>::new());
+        assert_eq!(fixture.messages.all(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_note_that_is_old_torn_or_too_long_is_none() {
+        let fixture = fixture();
+        let cache = &fixture.cache;
+        let (key, path) = ("key", cache.upload_path("key"));
+        let long = "x".repeat(MAX_SIZE);
+        cache.keep_upload_note(key, Some(&long)).await;
+        assert_eq!(cache.upload_note(key).await, None);
+
+        cache.keep_upload_note(key, Some(&long[..60_000])).await;
+        assert_eq!(cache.upload_note(key).await.unwrap().len(), 60_000);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(50_000).unwrap();
+        assert_eq!(cache.upload_note(key).await, None);
+
+        cache.keep_upload_note(key, Some("note")).await;
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() - MAX_AGE / 2).unwrap();
+        assert_eq!(cache.upload_note(key).await.as_deref(), Some("note"));
+        file.set_modified(SystemTime::now() - 2 * MAX_AGE).unwrap();
+        assert_eq!(cache.upload_note(key).await, None);
+        cache.clean(&CleanRequest::default()).await.unwrap();
+        assert_eq!(fixture.files(), ["index.json"]);
+    }
+
+    #[tokio::test]
+    async fn a_note_that_cannot_be_kept_is_a_detail() {
+        let fixture = fixture();
+        let uploads = fixture.cache.shared.layout.uploads();
+        make_folder(uploads.parent().unwrap()).unwrap();
+        File::create(&uploads).unwrap();
+        fixture.cache.keep_upload_note("key", Some("note")).await;
+        assert_eq!(fixture.cache.upload_note("key").await, None);
+        assert_eq!(fixture.messages.count("is not noted"), 1);
     }
 }

@@ -62,7 +62,7 @@ pub(super) struct Work {
 enum Task {
     Write,
     Hash,
-    Checkpoint(Hashed),
+    Checkpoint(Box<Hashed>),
 }
 
 impl Work {
@@ -250,7 +250,7 @@ impl Work {
             due
         };
         if let Some(due) = due {
-            self.spawn(Task::Checkpoint(due));
+            self.spawn(Task::Checkpoint(Box::new(due)));
         }
     }
 
@@ -367,6 +367,14 @@ impl Work {
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Work {
+    /// Nothing is hashed as long as this is held.
+    pub(super) fn stall(&self) -> MutexGuard<'_, Hashed> {
+        self.hashed()
     }
 }
 

@@ -374,7 +374,7 @@ mod tests {
         let reader = writer.reader();
         writer.restart().await.unwrap();
         assert!(reader.read(0, 1).await.is_err());
-        assert_eq!(writer.missing(), [0..3 << 20]);
+        assert_eq!(writer.missing().first(), Some(&(0..3 << 20)));
         let excess = writer.write_at(1, content.clone().into()).await;
         assert!(matches!(excess, Err(Error::SizeMismatch { .. })));
         writer.write_at(0, content.into()).await.unwrap();
@@ -445,5 +445,81 @@ mod tests {
         Arc::into_inner(writer).unwrap().finish().await.unwrap();
         let path = fixture.cache.shared.layout.blob(&descriptor.digest);
         assert_eq!(std::fs::read(path).unwrap(), content);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn memory_is_bounded_while_the_hash_stalls_and_nobody_waits_for_ever() {
+        const BLOBS: usize = 16;
+        for budget in [0, 700_000, 3 << 20] {
+            let fixture = fixture();
+            let memory = Memory::new(budget);
+            let cache = fixture.cache.with_memory(memory.clone());
+            let bytes = Bytes::from(content(3 << 20));
+            let writers: Vec<_> = futures::future::join_all((0..BLOBS).map(|number| {
+                let mut bytes = bytes.to_vec();
+                bytes[0] = u8::try_from(number).unwrap();
+                let cache = cache.clone();
+                async move {
+                    let writer = claim(&cache, &layer(&bytes)).await;
+                    (Arc::new(writer), Bytes::from(bytes))
+                }
+            }))
+            .await;
+            let stalls: Vec<_> = writers
+                .iter()
+                .map(|(writer, _)| Arc::clone(writer.work.as_ref().unwrap()))
+                .collect();
+            let stalls: Vec<_> = stalls.iter().map(|work| work.stall()).collect();
+            let mut tasks = tokio::task::JoinSet::new();
+            let piece = 200_000;
+            let arrivals: Vec<_> = writers
+                .iter()
+                .map(|(writer, _)| Arc::clone(&writer.arrival))
+                .collect();
+            for (writer, bytes) in writers {
+                tasks.spawn(async move {
+                    for number in 0..bytes.len().div_ceil(piece) {
+                        let start = number * piece;
+                        let piece = bytes.slice(start..bytes.len().min(start + piece));
+                        writer.write_at(start as u64, piece).await.unwrap();
+                    }
+                    Arc::into_inner(writer)
+                });
+            }
+            let mut most = 0;
+            for _ in 0..40 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                let held = arrivals
+                    .iter()
+                    .map(|arrival| arrival.lock().pieces.bytes_in_memory());
+                most = most.max(held.sum::<usize>());
+            }
+            assert!(most <= budget + BLOBS * piece, "{most} with {budget}");
+            assert!(most >= BLOBS * piece, "{most} with {budget}");
+            drop(stalls);
+            while let Some(writer) = tasks.join_next().await {
+                writer.unwrap().unwrap().finish().await.unwrap();
+            }
+            assert_eq!(memory.used(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_waits_when_it_is_too_far_ahead_of_the_hash() {
+        let fixture = fixture();
+        let mut descriptor = layer(b"large");
+        descriptor.size = LAG + (2 << 20);
+        let writer = claim(&fixture.cache, &descriptor).await;
+        let piece = Bytes::from(vec![0; 1 << 20]);
+        writer
+            .write_at(LAG - (1 << 20), piece.clone())
+            .await
+            .unwrap();
+        let second = std::time::Duration::from_millis(100);
+        let ahead = writer.write_at(LAG, piece.clone());
+        tokio::pin!(ahead);
+        assert!(tokio::time::timeout(second, &mut ahead).await.is_err());
+        writer.write_at(0, piece).await.unwrap();
+        ahead.await.unwrap();
     }
 }

@@ -38,8 +38,8 @@ const IMAGES_AT_ONCE: usize = 16;
 /// A blob at its destination: address, repository, digest.
 type UploadKey = (String, RepositoryPath, Digest);
 
-/// The state that the jobs of a run share. Dropping a running [`Run::execute`] cancels it: partial downloads are removed and
-/// no half image becomes visible anywhere.
+/// The state that the jobs of a run share. Dropping a running [`Run::execute`] cancels it: partial downloads stay for the
+/// next run, and no half image becomes visible anywhere.
 #[derive(Debug)]
 pub struct Run {
     pub(super) cache: Cache,

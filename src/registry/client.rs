@@ -210,6 +210,9 @@ mod tests {
         check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
         check(client.has_blob(&repository, &blob));
         check(client.get_blob(&repository, &blob));
+        let download = client.blob_download(&repository, &blob);
+        check(download.range(0..1));
+        check(download.decoded());
         check(client.upload_blob_with_token(&repository, &blob, &source, &progress, None));
         check(client.list_tags(&repository));
     }

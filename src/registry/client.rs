@@ -236,6 +236,9 @@ mod tests {
             notes: None,
         };
         check(client.upload_blob_with_token(&upload, None));
+        let download = client.blob_download(&repository, &blob);
+        check(download.range(0..1));
+        check(download.decoded());
         check(client.list_tags(&repository));
     }
 

@@ -58,7 +58,7 @@ struct Known {
 struct Place {
     /// Its query may be a signature.
     url: Url,
-    /// At the registry itself, and not at a storage that it points to.
+    /// At the registry itself, and not at a storage that it points to or at a layer's publisher.
     is_own: bool,
 }
 
@@ -244,12 +244,15 @@ impl BlobDownload {
     /// Asks the registry, and the publisher of a layer that the registry does not have (D7).
     async fn find(&self, range: Option<&Range<u64>>) -> Result<Response> {
         let client = &self.0.client;
-        let response = match client.attempt(&self.call(self.url(), range)).await {
-            Err(error @ Error::BlobUnknown { .. }) => self.ask_publisher(range, error).await?,
-            other => other?,
-        };
+        let (response, is_asked_with_login) =
+            match client.attempt(&self.call(self.url(), range)).await {
+                Err(error @ Error::BlobUnknown { .. }) => {
+                    (self.ask_publisher(range, error).await?, false)
+                }
+                other => (other?, true),
+            };
         let url = response.url().clone();
-        let is_own = client.is_own_origin(&url);
+        let is_own = is_asked_with_login && client.is_own_origin(&url);
         self.known().place = Some(Place { url, is_own });
         Ok(response)
     }

@@ -338,6 +338,29 @@ async fn a_foreign_layer_comes_from_its_publisher_without_our_login() {
     assert_eq!(registry.lines().len(), 2, "it was asked first, and once");
 }
 
+/// The publisher's URL is a stranger's text: it must not choose what we ask our registry for in our name.
+#[tokio::test]
+async fn no_login_goes_along_where_a_foreign_layer_claims_to_be_at_the_registry() {
+    let registry = Server::start(|seen| match (seen.target.as_str(), seen.authorization()) {
+        ("/layer", _) => serve(seen),
+        (_, None) => {
+            let challenge = [("www-authenticate", "Basic realm=\"x\"")];
+            reply(StatusCode::UNAUTHORIZED, &challenge, "")
+        }
+        (_, Some(_)) => status(404),
+    })
+    .await;
+    let mut layer = descriptor(BLOB);
+    layer.urls = vec![format!("{}/layer", registry.url())];
+    let client = registry.client_as(me());
+    let download = client.blob_download(&repository(), &layer);
+    assert_eq!(read_parts(&download).await.unwrap(), BLOB);
+    let seen = registry.seen();
+    let at_layer = seen.iter().filter(|seen| seen.is("GET", "/layer"));
+    assert_eq!(at_layer.clone().count(), 4);
+    assert!({ at_layer }.all(|seen| seen.authorization().is_none()));
+}
+
 #[tokio::test]
 async fn a_foreign_layer_at_a_forbidden_place_is_refused() {
     let registry = Server::start(|_| status(404)).await;

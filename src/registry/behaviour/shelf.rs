@@ -38,6 +38,8 @@ use crate::{
 pub(super) struct Manners {
     /// A body that breaks off ends its upload, as at distribution 2.8.2.
     pub(super) forgets_what_breaks: bool,
+    /// A body that breaks off counts for nothing, as behind a proxy that passes on whole bodies.
+    pub(super) drops_what_breaks: bool,
     /// A `PUT` with a body is answered with this.
     pub(super) put_body: Option<u16>,
     /// A `PATCH` without `Content-Range` is answered with 404.
@@ -48,7 +50,7 @@ pub(super) struct Manners {
     pub(super) largest_body: Option<(u64, u16)>,
     /// A smaller chunk than this is refused with 416, except for the last; said at the start.
     pub(super) smallest_chunk: Option<u64>,
-    /// What the first byte counts too many or too few in the answers' `Range`; `i64::MIN` never counts at all.
+    /// So many bytes too many are in the answers' `Range`, or too few; with `i64::MIN` it stands still.
     pub(super) miscounts: i64,
     /// The first upload loses this byte.
     pub(super) loses: Option<usize>,
@@ -255,6 +257,9 @@ async fn answer(State(kept): State<Arc<Kept>>, request: Request) -> Response {
         upload.remove(lost);
     }
     if !is_whole {
+        if kept.manners.drops_what_breaks {
+            upload.truncate(before);
+        }
         if !kept.manners.forgets_what_breaks {
             kept.uploads.lock().unwrap().insert(path, upload);
         }

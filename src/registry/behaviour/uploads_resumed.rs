@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use futures::{FutureExt, future::BoxFuture};
 
-use super::shelf::{Manners, Shelf, blob};
+use super::shelf::{Broken, Manners, Shelf, blob};
 use crate::{
     error::{Class, Classified},
     output::{Direction, OutputManager},
@@ -131,7 +131,7 @@ async fn connections_that_die_before_anything_got_through_are_given_up_on() {
 #[tokio::test]
 async fn a_registry_that_keeps_nothing_gets_requests_that_a_connection_survives() {
     let shelf = Shelf::start(Manners {
-        forgets_what_breaks: true,
+        broken: Broken::Fatal,
         ..Manners::default()
     })
     .await;
@@ -146,7 +146,7 @@ async fn a_registry_that_keeps_nothing_gets_requests_that_a_connection_survives(
 #[tokio::test]
 async fn a_proxy_that_hangs_up_on_large_bodies_gets_smaller_ones() {
     let shelf = Shelf::start(Manners {
-        drops_what_breaks: true,
+        broken: Broken::Dropped,
         ..Manners::default()
     })
     .await;
@@ -160,7 +160,7 @@ async fn a_proxy_that_hangs_up_on_large_bodies_gets_smaller_ones() {
 #[tokio::test]
 async fn a_registry_that_takes_no_chunks_gets_the_whole_again() {
     let shelf = Shelf::start(Manners {
-        forgets_what_breaks: true,
+        broken: Broken::Fatal,
         no_patch: true,
         ..Manners::default()
     })

@@ -9,7 +9,7 @@ use super::{
         Answer, RegistryClient,
         error::{Error, Operation, Result},
     },
-    BlobUpload, Uploaded,
+    BlobUpload, UploadNotes, Uploaded,
     ladder::{self, TELLING, Tried, Way},
     next::Next,
     notes::Note,
@@ -17,7 +17,10 @@ use super::{
     session::{Mounted, Session},
     turn::{Attempt, Turn},
 };
-use crate::error::{Class, Classified};
+use crate::{
+    error::{Class, Classified},
+    image::RepositoryPath,
+};
 
 /// A smaller blob is sent again sooner than a file is written about it.
 const WORTH_NOTING: u64 = 8 * 1024 * 1024;
@@ -27,6 +30,10 @@ pub(super) struct Course<'a> {
     pub(super) client: RegistryClient,
     pub(super) upload: &'a BlobUpload<'a>,
     operation: Operation,
+    /// Where to remember it, if it is worth that.
+    notes: Option<&'a dyn UploadNotes>,
+    /// Where to mount from, until that was tried.
+    mount_from: Option<&'a RepositoryPath>,
     /// An upload that broke off and may be gone on with.
     pub(super) session: Option<Session>,
     /// The last request that carried bytes, until something else was asked.
@@ -42,8 +49,6 @@ pub(super) struct Course<'a> {
     is_remembered: bool,
     /// What it turned out to have.
     pub(super) resumed_from: Option<u64>,
-    may_have_note: bool,
-    has_tried_mount: bool,
     pub(super) has_started_over: bool,
     /// Why the first way failed: where all fail, this says most.
     pub(super) first_refusal: Option<Error>,
@@ -59,6 +64,10 @@ impl<'a> Course<'a> {
             client,
             upload,
             operation,
+            notes: upload
+                .notes
+                .filter(|_| upload.source.size() >= WORTH_NOTING),
+            mount_from: upload.mount_from.filter(|from| *from != upload.repository),
             session: None,
             tried: None,
             limit: None,
@@ -67,8 +76,6 @@ impl<'a> Course<'a> {
             mark: 0,
             is_remembered: false,
             resumed_from: None,
-            may_have_note: upload.notes.is_some() && upload.source.size() >= WORTH_NOTING,
-            has_tried_mount: false,
             has_started_over: false,
             first_refusal: None,
         }
@@ -165,7 +172,7 @@ impl<'a> Course<'a> {
             }
             if cut.is_some() && offset <= session.offset() {
                 // Nothing came through: somebody on the way may have hung up on a body of this size.
-                let sent = self.limit.unwrap_or(self.upload.source.size());
+                let sent = self.limit.unwrap_or_else(|| self.upload.source.size());
                 self.lower_limit(ladder::chunk_below(sent));
             }
             session.go_on_from(offset);
@@ -191,11 +198,9 @@ impl<'a> Course<'a> {
             descriptor,
             ..
         } = self.upload;
-        let from = self.upload.mount_from.filter(|from| *from != *repository);
-        let Some(from) = from.filter(|_| !self.has_tried_mount) else {
+        let Some(from) = self.mount_from.take() else {
             return Ok(None);
         };
-        self.has_tried_mount = true;
         let digest = &descriptor.digest;
         let mounted = Session::mount(&self.client, repository, &self.operation, digest, from).await;
         match mounted {
@@ -287,8 +292,7 @@ impl<'a> Course<'a> {
 
     /// The upload that a note tells of.
     async fn remembered(&mut self) -> Option<Session> {
-        let notes = self.upload.notes.filter(|_| self.may_have_note)?;
-        let note = Note::read(&notes.load().await?)?;
+        let note = Note::read(&self.notes?.load().await?)?;
         let location = note.location(&self.client.shared.base)?;
         self.is_remembered = true;
         Some(Session::known(
@@ -302,7 +306,7 @@ impl<'a> Course<'a> {
 
     /// The session, which from now on outlives the process where notes are kept.
     async fn noted(&self, mut session: Session) -> Session {
-        if self.may_have_note {
+        if self.notes.is_some() {
             session.stay();
         }
         self.note(Some(&session)).await;
@@ -311,7 +315,7 @@ impl<'a> Course<'a> {
 
     /// Keeps a note of how far the upload is, or none.
     async fn note(&self, session: Option<&Session>) {
-        let Some(notes) = self.upload.notes.filter(|_| self.may_have_note) else {
+        let Some(notes) = self.notes else {
             return;
         };
         let note =
@@ -322,7 +326,7 @@ impl<'a> Course<'a> {
     /// What is not tried again now may be gone on with by the next run, if only the way there was bad.
     async fn give_up(&mut self, error: &Error) {
         let session = self.session.take();
-        if session.is_some() && self.may_have_note && error.class() == Class::Network {
+        if session.is_some() && self.notes.is_some() && error.class() == Class::Network {
             return;
         }
         self.note(None).await;

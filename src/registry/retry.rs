@@ -21,6 +21,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A demanded wait of less would let a registry that always says "0 seconds" make us ask without end.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
+/// So many bytes since the last failure make it forgotten (R21).
+const PROGRESS: u64 = 1024 * 1024;
+
 /// Counts the failures of one operation and gives the pause before each next attempt. Everything that tries again uses one
 /// of these, so that attempts are counted alike everywhere.
 #[derive(Debug, Clone)]
@@ -61,9 +64,14 @@ impl Retry {
         }
     }
 
-    /// The failures so far did not keep a good part from getting through: they count no more (R21).
-    pub fn progressed(&mut self) {
-        *self = Self::new(self.limit);
+    /// Tells that so many bytes arrived since the last failure. With enough of them the failures before count no more: a large
+    /// blob on a bad line ends by its size, never by a count (R21).
+    pub const fn progressed(&mut self, bytes: u64) {
+        if bytes >= PROGRESS {
+            self.failures = 0;
+            self.pause = SHORTEST_PAUSE;
+            self.waited = Duration::ZERO;
+        }
     }
 
     /// A wait that the other side asked for is no retry; but all waits together stay below the limit.
@@ -153,8 +161,9 @@ mod tests {
         let mut retry = Retry::new(1);
         for _ in 0..10 {
             assert!(retry.next(&unavailable(None)).is_some());
-            retry.progressed();
+            retry.progressed(PROGRESS);
         }
+        retry.progressed(PROGRESS - 1);
         assert!(retry.next(&unavailable(None)).is_some());
         assert_eq!(retry.next(&unavailable(None)), None);
     }

@@ -10,7 +10,7 @@ use super::{
         error::{Error, Operation, Result},
     },
     BlobUpload, UploadNotes, Uploaded,
-    ladder::{self, TELLING, Tried, Way},
+    ladder::{self, Tried, Way},
     next::Next,
     notes::Note,
     outgoing::Outgoing,
@@ -42,7 +42,7 @@ pub(super) struct Course<'a> {
     pub(super) limit: Option<u64>,
     /// How many bytes went through before the connection broke.
     pub(super) cut: Option<u64>,
-    /// The farthest the registry ever was, and where the count of failures began last.
+    /// The farthest the registry ever was, and where that was at the last failure.
     farthest: u64,
     mark: u64,
     /// The session is that of a note, and nobody asked for it yet.
@@ -93,11 +93,9 @@ impl<'a> Course<'a> {
                 }
                 Err(error) => error,
             };
-            if self.farthest >= self.mark + TELLING {
-                // A registry that takes a mebibyte at a time takes a large blob too, however often it breaks off (R21).
-                self.mark = self.farthest;
-                retry.progressed();
-            }
+            // What was there before and got lost is no progress.
+            retry.progressed(self.farthest - self.mark);
+            self.mark = self.farthest;
             let error = match self.next(error).await {
                 Next::OtherWay => continue,
                 Next::Retry(error) => error,

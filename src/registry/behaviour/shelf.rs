@@ -36,8 +36,7 @@ use crate::{
 /// What a registry does otherwise than the good one. `None` and `false` are the good one.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Manners {
-    /// A body that breaks off ends its upload, as at distribution 2.8.2.
-    pub(super) forgets_what_breaks: bool,
+    pub(super) broken: Broken,
     /// A `PUT` with a body is answered with this.
     pub(super) put_body: Option<u16>,
     /// A `PATCH` without `Content-Range` is answered with 404.
@@ -48,10 +47,22 @@ pub(super) struct Manners {
     pub(super) largest_body: Option<(u64, u16)>,
     /// A smaller chunk than this is refused with 416, except for the last; said at the start.
     pub(super) smallest_chunk: Option<u64>,
-    /// What the first byte counts too many or too few in the answers' `Range`; `i64::MIN` never counts at all.
+    /// So many bytes too many are in the answers' `Range`, or too few; with `i64::MIN` it stands still.
     pub(super) miscounts: i64,
     /// The first upload loses this byte.
     pub(super) loses: Option<usize>,
+}
+
+/// What becomes of a body that breaks off.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// What came of it is kept.
+    #[default]
+    Kept,
+    /// It counts for nothing, as behind a proxy that passes on whole bodies.
+    Dropped,
+    /// It ends its upload, as at distribution 2.8.2.
+    Fatal,
 }
 
 /// A blob of this size, whose pieces are not alike.
@@ -255,7 +266,10 @@ async fn answer(State(kept): State<Arc<Kept>>, request: Request) -> Response {
         upload.remove(lost);
     }
     if !is_whole {
-        if !kept.manners.forgets_what_breaks {
+        if kept.manners.broken == Broken::Dropped {
+            upload.truncate(before);
+        }
+        if kept.manners.broken != Broken::Fatal {
             kept.uploads.lock().unwrap().insert(path, upload);
         }
         return status(400);

@@ -4,9 +4,9 @@ use std::sync::Mutex;
 
 use futures::{FutureExt, future::BoxFuture};
 
-use super::shelf::{Manners, Shelf, blob};
+use super::shelf::{Broken, Manners, Shelf, blob};
 use crate::{
-    error::Classified,
+    error::{Class, Classified},
     output::{Direction, OutputManager},
     registry::{
         BlobUpload, RegistryClient, Result, UploadNotes, Uploaded,
@@ -131,7 +131,7 @@ async fn connections_that_die_before_anything_got_through_are_given_up_on() {
 #[tokio::test]
 async fn a_registry_that_keeps_nothing_gets_requests_that_a_connection_survives() {
     let shelf = Shelf::start(Manners {
-        forgets_what_breaks: true,
+        broken: Broken::Fatal,
         ..Manners::default()
     })
     .await;
@@ -144,9 +144,23 @@ async fn a_registry_that_keeps_nothing_gets_requests_that_a_connection_survives(
 }
 
 #[tokio::test]
+async fn a_proxy_that_hangs_up_on_large_bodies_gets_smaller_ones() {
+    let shelf = Shelf::start(Manners {
+        broken: Broken::Dropped,
+        ..Manners::default()
+    })
+    .await;
+    let (client, _way) = shelf.behind(vec![10 * MIB; 100]).await;
+    let blob = blob(20 * MIB);
+    upload(&client, &blob).await.unwrap();
+    assert!(shelf.has(&blob));
+    assert_eq!(shelf.count("POST"), 1);
+}
+
+#[tokio::test]
 async fn a_registry_that_takes_no_chunks_gets_the_whole_again() {
     let shelf = Shelf::start(Manners {
-        forgets_what_breaks: true,
+        broken: Broken::Fatal,
         no_patch: true,
         ..Manners::default()
     })
@@ -221,6 +235,41 @@ async fn a_note_that_leads_nowhere_is_forgotten() {
         assert_eq!(asked, methods, "{place}");
         assert_eq!(notes.text(), None);
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_cannot_be_gone_on_with_is_cancelled_and_its_note_removed() {
+    let shelf = Shelf::start(Manners {
+        put_body: Some(403),
+        ..Manners::default()
+    })
+    .await;
+    let notes = Notes::default();
+    let failed = upload_noted(&shelf.client(), &blob(9 * MIB), &notes).await;
+    assert_eq!(failed.unwrap_err().reason(), "AccessDenied");
+    assert_eq!(notes.text(), None);
+    while shelf.keeps("1") {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_only_the_network_ended_waits_for_the_next_process() {
+    let shelf = Shelf::start(Manners::default()).await;
+    let (client, way) = shelf.behind(vec![3 * MIB, 0, 0, 0, 0, 0, 0, 0]).await;
+    let (blob, notes) = (blob(9 * MIB), Notes::default());
+    let failed = upload_noted(&client, &blob, &notes).await;
+    assert_eq!(failed.unwrap_err().class(), Class::Network);
+    assert!(notes.text().is_some());
+    // The way of the next process is another one.
+    drop(way);
+    let place = notes.text().unwrap();
+    let near = client.address().to_owned();
+    let far = format!("http://{}", shelf.address());
+    *notes.0.lock().unwrap() = Some(place.replace(&near, &far));
+    let uploaded = upload_noted(&shelf.client(), &blob, &notes).await.unwrap();
+    assert!(matches!(uploaded, Uploaded::Resumed { from } if from > 2 * MIB as u64));
+    assert!(shelf.has(&blob));
 }
 
 #[tokio::test]

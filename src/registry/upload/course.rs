@@ -9,54 +9,49 @@ use super::{
         Answer, RegistryClient,
         error::{Error, Operation, Result},
     },
-    BlobUpload, Uploaded,
-    ladder::{self, Tried, Verdict, Way},
+    BlobUpload, UploadNotes, Uploaded,
+    ladder::{self, Tried, Way},
+    next::Next,
     notes::Note,
     outgoing::Outgoing,
     session::{Mounted, Session},
     turn::{Attempt, Turn},
 };
-use crate::error::{Class, Classified};
-
-/// A smaller blob is sent again sooner than it is asked for.
-const WORTH_RESUMING: u64 = 1024 * 1024;
+use crate::{
+    error::{Class, Classified},
+    image::RepositoryPath,
+};
 
 /// A smaller blob is sent again sooner than a file is written about it.
 const WORTH_NOTING: u64 = 8 * 1024 * 1024;
 
 /// What outlives a single attempt.
 pub(super) struct Course<'a> {
-    client: RegistryClient,
-    upload: &'a BlobUpload<'a>,
+    pub(super) client: RegistryClient,
+    pub(super) upload: &'a BlobUpload<'a>,
     operation: Operation,
+    /// Where to remember it, if it is worth that.
+    notes: Option<&'a dyn UploadNotes>,
+    /// Where to mount from, until that was tried.
+    mount_from: Option<&'a RepositoryPath>,
     /// An upload that broke off and may be gone on with.
-    session: Option<Session>,
+    pub(super) session: Option<Session>,
     /// The last request that carried bytes, until something else was asked.
-    tried: Option<Tried>,
+    pub(super) tried: Option<Tried>,
     /// Our own limit for one request, after a connection broke and the registry kept nothing.
-    limit: Option<u64>,
+    pub(super) limit: Option<u64>,
     /// How many bytes went through before the connection broke.
-    cut: Option<u64>,
-    /// The farthest the registry ever was, and where the count of failures began last.
+    pub(super) cut: Option<u64>,
+    /// The farthest the registry ever was, and where that was at the last failure.
     farthest: u64,
     mark: u64,
     /// The session is that of a note, and nobody asked for it yet.
     is_remembered: bool,
     /// What it turned out to have.
-    resumed_from: Option<u64>,
-    may_have_note: bool,
-    has_tried_mount: bool,
-    has_started_over: bool,
+    pub(super) resumed_from: Option<u64>,
+    pub(super) has_started_over: bool,
     /// Why the first way failed: where all fail, this says most.
-    first_refusal: Option<Error>,
-}
-
-/// What follows from a failure.
-enum Next {
-    /// Another way, at once.
-    OtherWay,
-    /// The same again, if that is worth it.
-    Retry(Error),
+    pub(super) first_refusal: Option<Error>,
 }
 
 impl<'a> Course<'a> {
@@ -69,6 +64,10 @@ impl<'a> Course<'a> {
             client,
             upload,
             operation,
+            notes: upload
+                .notes
+                .filter(|_| upload.source.size() >= WORTH_NOTING),
+            mount_from: upload.mount_from.filter(|from| *from != upload.repository),
             session: None,
             tried: None,
             limit: None,
@@ -77,8 +76,6 @@ impl<'a> Course<'a> {
             mark: 0,
             is_remembered: false,
             resumed_from: None,
-            may_have_note: upload.notes.is_some() && upload.source.size() >= WORTH_NOTING,
-            has_tried_mount: false,
             has_started_over: false,
             first_refusal: None,
         }
@@ -96,8 +93,8 @@ impl<'a> Course<'a> {
                 }
                 Err(error) => error,
             };
-            // A registry that takes a mebibyte at a time takes a large blob too, however often it breaks off (R21).
-            retry.progressed(self.farthest.saturating_sub(self.mark));
+            // What was there before and got lost is no progress.
+            retry.progressed(self.farthest - self.mark);
             self.mark = self.farthest;
             let error = match self.next(error).await {
                 Next::OtherWay => continue,
@@ -173,7 +170,8 @@ impl<'a> Course<'a> {
             }
             if cut.is_some() && offset <= session.offset() {
                 // Nothing came through: somebody on the way may have hung up on a body of this size.
-                self.lower_limit(ladder::chunk_below(self.limit.unwrap_or(u64::MAX)));
+                let sent = self.limit.unwrap_or_else(|| self.upload.source.size());
+                self.lower_limit(ladder::chunk_below(sent));
             }
             session.go_on_from(offset);
             self.farthest = self.farthest.max(offset);
@@ -198,11 +196,9 @@ impl<'a> Course<'a> {
             descriptor,
             ..
         } = self.upload;
-        let from = self.upload.mount_from.filter(|from| *from != *repository);
-        let Some(from) = from.filter(|_| !self.has_tried_mount) else {
+        let Some(from) = self.mount_from.take() else {
             return Ok(None);
         };
-        self.has_tried_mount = true;
         let digest = &descriptor.digest;
         let mounted = Session::mount(&self.client, repository, &self.operation, digest, from).await;
         match mounted {
@@ -292,90 +288,9 @@ impl<'a> Course<'a> {
         found.is_ok_and(|response| response.status().is_success())
     }
 
-    /// What a failed attempt means for the next.
-    async fn next(&mut self, error: Error) -> Next {
-        let Some(session) = self.session.take() else {
-            return Next::Retry(error);
-        };
-        if let Some(tried) = self.tried
-            && let Some(verdict) = ladder::verdict(tried, &error)
-        {
-            return self.other_way(session, tried, verdict, error);
-        }
-        if is_out_of_place(&error)
-            && let Some(tried) = self.tried
-        {
-            return self.find_place(session, tried, error).await;
-        }
-        let is_pieced = session.is_pieced();
-        match error.class() {
-            // Bytes are there twice, or not at all: what the registry counted was wrong (U9).
-            Class::Policy if is_pieced && !self.has_started_over => {
-                self.has_started_over = true;
-                self.limit = None;
-                return Next::OtherWay;
-            }
-            _ if matches!(error, Error::UploadSessionLost { .. }) => self.forget(session),
-            Class::Network | Class::RateLimited | Class::RegistryStorage
-                if is_pieced || self.upload.source.size() >= WORTH_RESUMING =>
-            {
-                if let Some(tried) = self.tried.filter(|_| error.is_transport()) {
-                    self.cut = Some(tried.taken);
-                }
-                self.session = Some(session);
-            }
-            _ => {}
-        }
-        Next::Retry(error)
-    }
-
-    /// The way that was tried does not work here.
-    fn other_way(
-        &mut self,
-        session: Session,
-        tried: Tried,
-        verdict: Verdict,
-        error: Error,
-    ) -> Next {
-        let rest = self.upload.source.size() - session.offset();
-        let ladder = &self.client.shared.host.ladder;
-        if !ladder.learn(tried, verdict, rest, self.limit) {
-            return Next::Retry(self.first_refusal.take().unwrap_or(error));
-        }
-        self.first_refusal.get_or_insert(error);
-        if session.offset() > 0 {
-            self.session = Some(session);
-        }
-        Next::OtherWay
-    }
-
-    /// A chunk was refused as out of place: either the registry is elsewhere (registry rule R20), or it is the size.
-    async fn find_place(&mut self, mut session: Session, tried: Tried, error: Error) -> Next {
-        match session.ask().await {
-            Ok(Some(there)) if there == session.offset() => {
-                let verdict = ladder::verdict_on_size(tried);
-                return self.other_way(session, tried, verdict, error);
-            }
-            Ok(Some(there)) if there <= self.upload.source.size() => {
-                session.go_on_from(there);
-                self.session = Some(session);
-            }
-            Ok(_) => self.forget(session),
-            Err(_) => self.session = Some(session),
-        }
-        Next::Retry(error)
-    }
-
-    /// The registry does not know it any more: there is nothing to cancel.
-    fn forget(&mut self, mut session: Session) {
-        session.stay();
-        self.resumed_from = None;
-    }
-
     /// The upload that a note tells of.
     async fn remembered(&mut self) -> Option<Session> {
-        let notes = self.upload.notes.filter(|_| self.may_have_note)?;
-        let note = Note::read(&notes.load().await?)?;
+        let note = Note::read(&self.notes?.load().await?)?;
         let location = note.location(&self.client.shared.base)?;
         self.is_remembered = true;
         Some(Session::known(
@@ -389,7 +304,7 @@ impl<'a> Course<'a> {
 
     /// The session, which from now on outlives the process where notes are kept.
     async fn noted(&self, mut session: Session) -> Session {
-        if self.may_have_note {
+        if self.notes.is_some() {
             session.stay();
         }
         self.note(Some(&session)).await;
@@ -398,7 +313,7 @@ impl<'a> Course<'a> {
 
     /// Keeps a note of how far the upload is, or none.
     async fn note(&self, session: Option<&Session>) {
-        let Some(notes) = self.upload.notes.filter(|_| self.may_have_note) else {
+        let Some(notes) = self.notes else {
             return;
         };
         let note =
@@ -409,7 +324,7 @@ impl<'a> Course<'a> {
     /// What is not tried again now may be gone on with by the next run, if only the way there was bad.
     async fn give_up(&mut self, error: &Error) {
         let session = self.session.take();
-        if session.is_some() && self.may_have_note && error.class() == Class::Network {
+        if session.is_some() && self.notes.is_some() && error.class() == Class::Network {
             return;
         }
         self.note(None).await;
@@ -417,12 +332,4 @@ impl<'a> Course<'a> {
             session.go();
         }
     }
-}
-
-/// 416, for what is not where the registry is.
-fn is_out_of_place(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::UploadSessionLost { answer, .. } if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE
-    )
 }

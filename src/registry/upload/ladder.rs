@@ -12,7 +12,7 @@ const MIB: u64 = 1024 * 1024;
 const CHUNKS: [u64; 4] = [64 * MIB, 16 * MIB, 4 * MIB, MIB];
 
 /// A body of less says little about why its request failed: most of it was still in buffers.
-pub(super) const TELLING: u64 = MIB;
+const TELLING: u64 = MIB;
 
 /// How the bytes of a blob go to a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,12 +3,13 @@
 //!
 //! [`Course`](course::Course) tells the story: an attempt opens a [`Session`](session::Session), or goes on with one that
 //! broke off, and sends an [`Outgoing`] part of the blob in each request, in the [`Way`](ladder::Way) that the registry is
-//! known to take. [`Location`](location::Location) and [`Note`](notes::Note) know where the bytes go, the
+//! known to take; what fails is judged in `next`. [`Location`](location::Location) and [`Note`](notes::Note) know where the bytes go, the
 //! [`Turn`](turn::Turn) whether it is theirs.
 
 mod course;
 pub(super) mod ladder;
 mod location;
+mod next;
 mod notes;
 mod outgoing;
 mod session;

@@ -10,6 +10,7 @@
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
+//! | logins of users | `docker_config`, `credential_helper` | what docker and podman know |
 //! | wire | `wire`, `connect`, `filter`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
 //! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
 //! | memory | `hosts`, `account`, `gate`, `quota`, `notice` | what answers told about the registry and its limits |
@@ -26,6 +27,7 @@ mod challenge;
 mod client;
 mod connect;
 mod credential;
+mod credential_helper;
 mod diagnose;
 mod docker_config;
 mod download;
@@ -55,7 +57,8 @@ pub use answer::Answer;
 pub use blob_source::BlobSource;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
-pub use credential::{Credential, CredentialSource};
+pub use credential::{Credential, CredentialSource, Login};
+pub use credential_helper::CredentialHelper;
 pub use docker_config::DockerConfig;
 pub use download::BlobStream;
 pub use endpoint::Endpoint;

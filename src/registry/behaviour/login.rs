@@ -464,8 +464,7 @@ async fn with_new_password(has_service: bool, refusal: u16) -> Server {
         let is_service = seen.target.starts_with("/token");
         match seen.authorization() {
             Some(NEW) if is_service => token("good"),
-            Some(NEW) => digest_reply(),
-            Some("Bearer good") => digest_reply(),
+            Some(NEW | "Bearer good") => digest_reply(),
             Some(_) => status(refusal),
             None if has_service => asks_for_token("/token"),
             None => reply(

@@ -1,22 +1,18 @@
 //! From options to a registry client: which address, which certificates, which credential.
 
-use std::{
-    io::{ErrorKind, Read},
-    path::PathBuf,
-};
+use std::io::Read;
 
 use secrecy::SecretString;
 
 use crate::{
-    image::{Host, RepositoryPath},
-    mirror::Logins,
     output::OutputManager,
-    registry::{ClientOptions, Credential, DockerConfig, Endpoint, RegistryClient},
+    registry::{ClientOptions, Credential, Endpoint, Login, RegistryClient},
 };
 
 use super::{
     certificates::Certificates,
     error::Usage,
+    logins,
     options::{PasswordOptions, RegistryOptions},
 };
 
@@ -33,10 +29,11 @@ pub(super) fn client(
     output: &OutputManager,
 ) -> Result<RegistryClient> {
     let endpoint = endpoint(options)?;
-    let credential = credential(options, &endpoint, output)?;
+    let login = login(options, &endpoint, output)?;
     let certificates = Certificates::for_registry(&options.certificates, &endpoint, output)?;
     let client_options = ClientOptions {
-        credential,
+        credential: login.credential,
+        credential_source: login.source,
         ca_certificates: certificates.authorities,
         client_identity: certificates.identity,
         skip_tls_verify: options.skip_tls,
@@ -70,17 +67,15 @@ fn endpoint(options: &RegistryOptions) -> Result<Endpoint> {
 }
 
 /// User name and password where they are given, else what the login files hold for this repository, else none.
-fn credential(
-    options: &RegistryOptions,
-    endpoint: &Endpoint,
-    output: &OutputManager,
-) -> Result<Credential> {
+fn login(options: &RegistryOptions, endpoint: &Endpoint, output: &OutputManager) -> Result<Login> {
     let password = password(&options.password)?;
     match (&options.username, password) {
-        (Some(username), Some(password)) => Ok(Credential::from_login(username.clone(), password)),
+        (Some(username), Some(password)) => {
+            Ok(Credential::from_login(username.clone(), password).into())
+        }
         (Some(_), None) => Err(Usage::PasswordMissing),
         (None, Some(_)) => Err(Usage::UsernameMissing),
-        (None, None) => from_login_files(endpoint.host(), options.repository.path(), output),
+        (None, None) => logins::login(endpoint.host(), options.repository.path(), output),
     }
 }
 
@@ -106,91 +101,6 @@ fn password(options: &PasswordOptions) -> Result<Option<SecretString>> {
         return Err(unreadable("it is empty".to_owned()));
     }
     Ok(Some(password.into()))
-}
-
-/// The first login file that knows the registry wins.
-fn from_login_files(
-    host: &Host,
-    repository: &RepositoryPath,
-    output: &OutputManager,
-) -> Result<Credential> {
-    for file in login_files() {
-        if let Some(credential) = file?.credential(host, repository, output) {
-            return Ok(credential);
-        }
-    }
-    Ok(Credential::Anonymous)
-}
-
-/// The logins of the user, for mirrors that name a ServiceAccount.
-pub(super) fn logins(output: &OutputManager) -> Result<Logins> {
-    let files = login_files().collect::<Result<Vec<_>>>()?;
-    let output = output.clone();
-    Ok(Logins::new(move |host, repository| {
-        files
-            .iter()
-            .find_map(|file| file.credential(host, repository, &output))
-    }))
-}
-
-/// A login file of docker or podman.
-struct LoginFile {
-    path: PathBuf,
-    config: DockerConfig,
-}
-
-impl LoginFile {
-    fn credential(
-        &self,
-        host: &Host,
-        repository: &RepositoryPath,
-        output: &OutputManager,
-    ) -> Option<Credential> {
-        let credential = self.config.credential_for(host, repository)?;
-        output.detail(format!(
-            "using the login for {host} from {}",
-            self.path.display()
-        ));
-        Some(credential)
-    }
-}
-
-/// The login files there are, in the order in which they count, each read when it is asked for. Files at their usual places
-/// need not exist; one that is named must.
-fn login_files() -> impl Iterator<Item = Result<LoginFile>> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let named = variable(AUTH_FILE_VARIABLE);
-    let paths = named.iter().cloned().chain(usual_login_files(variable));
-    let paths: Vec<_> = paths.collect();
-    paths.into_iter().filter_map(move |path| {
-        let content = match std::fs::read(&path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == ErrorKind::NotFound && Some(&path) != named.as_ref() => {
-                return None;
-            }
-            Err(source) => return Some(Err(Usage::LoginFileUnreadable { path, source })),
-        };
-        Some(match DockerConfig::parse(&content) {
-            Ok(config) => Ok(LoginFile { path, config }),
-            Err(source) => Err(Usage::CredentialsUnreadable { path, source }),
-        })
-    })
-}
-
-/// Names a login file, as podman and skopeo know it.
-const AUTH_FILE_VARIABLE: &str = "REGISTRY_AUTH_FILE";
-
-/// Where docker and podman keep logins, in the order skopeo and podman look: podman's file of this session, its lasting one,
-/// docker's.
-fn usual_login_files(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
-    let session = variable("XDG_RUNTIME_DIR").map(|folder| folder.join("containers/auth.json"));
-    let home = variable("HOME");
-    let config =
-        variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
-    let podman = config.map(|folder| folder.join("containers/auth.json"));
-    let docker = variable("DOCKER_CONFIG").or_else(|| home.map(|home| home.join(".docker")));
-    let docker = docker.map(|folder| folder.join("config.json"));
-    [session, podman, docker].into_iter().flatten().collect()
 }
 
 #[cfg(test)]
@@ -271,22 +181,5 @@ mod tests {
             error.to_string().contains("leave one of them out"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn login_files_are_looked_for_where_docker_and_podman_put_them() {
-        let files = usual_login_files(|name| match name {
-            "HOME" => Some("/home/user".into()),
-            "XDG_RUNTIME_DIR" => Some("/run/user/1".into()),
-            _ => None,
-        });
-        let expected: Vec<PathBuf> = [
-            "/run/user/1/containers/auth.json",
-            "/home/user/.config/containers/auth.json",
-            "/home/user/.docker/config.json",
-        ]
-        .map(PathBuf::from)
-        .into();
-        assert_eq!(files, expected);
     }
 }

@@ -14,6 +14,7 @@ mod error;
 mod extract;
 mod hint;
 mod list;
+mod logins;
 mod options;
 mod pull;
 mod push;

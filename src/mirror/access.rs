@@ -6,7 +6,7 @@ use crate::{
     api::{Access, SecretReference},
     image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::{ClientOptions, Credential, Endpoint, ProxyChoice, RegistryClient},
+    registry::{ClientOptions, Endpoint, Login, ProxyChoice, RegistryClient},
 };
 
 use super::{Error, Given, Result, secret::NamedSecret, validate::invalid};
@@ -88,8 +88,10 @@ impl RegistryAccess {
         retry_attempts: u32,
         output: &OutputManager,
     ) -> Result<RegistryClient> {
+        let login = self.login(given, output)?;
         let mut options = ClientOptions {
-            credential: self.credential(given, output)?,
+            credential: login.credential,
+            credential_source: login.source,
             skip_tls_verify: self.how.skip_tls_verify,
             retry_attempts,
             hosts: given.hosts.clone(),
@@ -116,13 +118,13 @@ impl RegistryAccess {
         })
     }
 
-    fn credential(&self, given: &Given, output: &OutputManager) -> Result<Credential> {
+    fn login(&self, given: &Given, output: &OutputManager) -> Result<Login> {
         if let Some(account) = &self.how.service_account {
             return given.account_credential(account, self, output);
         }
         match self.secret(given, self.how.secret.as_deref(), "secretRef")? {
-            Some(secret) => secret.credential(&self.host, &self.repository),
-            None => Ok(Credential::Anonymous),
+            Some(secret) => Ok(secret.credential(&self.host, &self.repository)?.into()),
+            None => Ok(Login::default()),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     cache::Cache,
     image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::{Credential, Hosts},
+    registry::{self, Hosts, Login},
     transfer::{Outcome, Registries, Run, RunReport, TransferOptions},
 };
 
@@ -44,12 +44,12 @@ pub struct Given {
 pub struct Logins(Arc<Finder>);
 
 /// The login for a repository, if there is one.
-type Finder = dyn Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync;
+type Finder = dyn Fn(&Host, &RepositoryPath) -> registry::Result<Option<Login>> + Send + Sync;
 
 impl Logins {
     /// Logins that `find` knows.
     pub fn new(
-        find: impl Fn(&Host, &RepositoryPath) -> Option<Credential> + Send + Sync + 'static,
+        find: impl Fn(&Host, &RepositoryPath) -> registry::Result<Option<Login>> + Send + Sync + 'static,
     ) -> Self {
         Self(Arc::new(find))
     }
@@ -69,13 +69,14 @@ impl Given {
         account: &str,
         access: &RegistryAccess,
         output: &OutputManager,
-    ) -> Result<Credential> {
+    ) -> Result<Login> {
         let field = format!("{}.serviceAccountName", access.how.field);
         let Some(documents) = self.pull_secrets.get(account) else {
             return match &self.logins {
-                Some(Logins(find)) => {
-                    Ok(find(&access.host, &access.repository).unwrap_or_default())
-                }
+                Some(Logins(find)) => match find(&access.host, &access.repository) {
+                    Ok(login) => Ok(login.unwrap_or_default()),
+                    Err(source) => Err(Error::AccessInvalid { field, source }),
+                },
                 None => Err(Error::ServiceAccountNotFound {
                     account: account.to_owned(),
                     field,
@@ -95,10 +96,10 @@ impl Given {
                 ));
             }
             if let Some(credential) = secret.pull_credential(&access.host, &access.repository)? {
-                return Ok(credential);
+                return Ok(credential.into());
             }
         }
-        Ok(Credential::Anonymous)
+        Ok(Login::default())
     }
 }
 

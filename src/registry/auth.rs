@@ -89,7 +89,7 @@ struct Shared {
     client: Client,
     /// The root of the API: whose realm is allowed depends on it.
     base: Url,
-    login: Mutex<Login>,
+    login: Mutex<CurrentLogin>,
     source: Option<Arc<dyn CredentialSource>>,
     /// When the source last had nothing new. Held while it is asked, so that many who are refused at once ask once.
     unchanged: tokio::sync::Mutex<Option<Instant>>,
@@ -99,7 +99,7 @@ struct Shared {
 
 /// Who we are, as far as is known.
 #[derive(Clone)]
-struct Login {
+struct CurrentLogin {
     credential: Credential,
     /// Tells it from the login before.
     generation: u64,
@@ -134,7 +134,7 @@ impl Auth {
         credential: Credential,
         source: Option<Arc<dyn CredentialSource>>,
     ) -> Self {
-        let login = Login {
+        let login = CurrentLogin {
             credential,
             generation: 0,
         };
@@ -188,7 +188,7 @@ impl Auth {
         let mut login = shared.login.lock().unwrap_or_else(PoisonError::into_inner);
         match found {
             Some(credential) if !credential.is_same(&login.credential) => {
-                *login = Login {
+                *login = CurrentLogin {
                     credential,
                     generation: refused + 1,
                 };
@@ -202,7 +202,7 @@ impl Auth {
         }
     }
 
-    fn login(&self) -> Login {
+    fn login(&self) -> CurrentLogin {
         let login = self.shared.login.lock();
         login.unwrap_or_else(PoisonError::into_inner).clone()
     }

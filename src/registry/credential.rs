@@ -1,6 +1,6 @@
 //! Who we are to a registry.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::future::BoxFuture;
@@ -39,6 +39,25 @@ pub enum Credential {
 pub trait CredentialSource: Send + Sync + fmt::Debug {
     /// What lies there now; nothing when it cannot be read. Asked only after a registry refused what lay there before.
     fn reread(&self) -> BoxFuture<'_, Option<Credential>>;
+}
+
+/// A credential, and where to look for the next one.
+#[derive(Debug, Clone, Default)]
+pub struct Login {
+    /// The credential.
+    pub credential: Credential,
+    /// Where it came from, if that can change.
+    pub source: Option<Arc<dyn CredentialSource>>,
+}
+
+impl From<Credential> for Login {
+    /// A credential that is given once and for all.
+    fn from(credential: Credential) -> Self {
+        Self {
+            credential,
+            source: None,
+        }
+    }
 }
 
 impl Credential {

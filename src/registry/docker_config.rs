@@ -1,7 +1,7 @@
 //! Credentials as docker, podman and Kubernetes keep them: `config.json`, `auth.json`, `.dockerconfigjson`, `.dockercfg`.
 //!
-//! This reads the text and answers for a host and repository (registry rule A18). Where the text comes from, and calling the
-//! helpers it names, is for those above. No error shows anything of the text.
+//! This reads the text and answers for a host and repository (registry rule A18). Where the text comes from, and whether the
+//! helpers it names are called, is for those above. No error shows anything of the text.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -18,12 +18,16 @@ use crate::image::{Host, RepositoryPath};
 
 use super::{
     credential::Credential,
+    credential_helper::CredentialHelper,
     endpoint::is_docker_hub_name,
     error::{Error, Result},
 };
 
 /// The host under which Docker Hub is compared, whatever it is called.
 const HUB: &str = "docker.io";
+
+/// The name under which docker keeps the login for its hub.
+const HUB_SERVER: &str = "https://index.docker.io/v1/";
 
 /// Base64 as docker writes it, with or without padding.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -129,14 +133,25 @@ impl DockerConfig {
             .map(|(_, credential)| credential.clone())
     }
 
-    /// The name of the program that knows the credential of a host (`docker-credential-<name>`), where one is configured.
-    pub fn helper_for(&self, host: &Host) -> Option<&str> {
+    /// The program that knows the credential of a host, where one is configured. As with docker it counts before what is
+    /// written in the configuration itself.
+    pub fn helper_for(&self, host: &Host) -> Option<CredentialHelper> {
         let wanted = Place::parse(host.as_str());
-        self.helpers
+        let own = self
+            .helpers
             .iter()
             .find(|(key, _)| Place::parse(key) == wanted)
-            .map(|(_, helper)| helper.as_str())
+            .map(|(_, helper)| helper.as_str());
+        // An empty name says that this host has none.
+        let name = own
             .or(self.store.as_deref())
+            .filter(|name| !name.is_empty())?;
+        let server = if is_docker_hub_name(host.as_str()) {
+            HUB_SERVER
+        } else {
+            host.as_str()
+        };
+        Some(CredentialHelper::new(name, server))
     }
 }
 
@@ -434,19 +449,24 @@ mod tests {
     #[test]
     fn helpers_are_named_per_host_or_for_all() {
         let config = |store: Option<&str>| {
-            let text = json!({"credHelpers": {"gcr.io": "gcloud", "https://index.docker.io/v1/": "hub"}, "credsStore": store});
+            let helpers = json!({"gcr.io": "gcloud", "https://index.docker.io/v1/": "hub", "r.example:5000": ""});
+            let text = json!({"credHelpers": helpers, "credsStore": store});
             DockerConfig::parse(text.to_string().as_bytes()).unwrap()
         };
         for (store, host, expected) in [
-            (None, "gcr.io", Some("gcloud")),
-            (None, "docker.io", Some("hub")),
+            (None, "gcr.io", Some(("gcloud", "gcr.io"))),
+            (None, "docker.io", Some(("hub", HUB_SERVER))),
+            (None, "registry-1.docker.io", Some(("hub", HUB_SERVER))),
             (None, "quay.io", None),
-            (Some("pass"), "quay.io", Some("pass")),
-            (Some("pass"), "gcr.io", Some("gcloud")),
+            (Some("pass"), "quay.io", Some(("pass", "quay.io"))),
+            (Some("pass"), "gcr.io", Some(("gcloud", "gcr.io"))),
+            (Some("pass"), "r.example:5000", None),
+            (Some("pass"), "r.example", Some(("pass", "r.example"))),
+            (Some(""), "quay.io", None),
         ] {
             assert_eq!(
                 config(store).helper_for(&host.parse().unwrap()),
-                expected,
+                expected.map(|(name, server)| CredentialHelper::new(name, server)),
                 "{host}"
             );
         }

@@ -136,6 +136,28 @@ pub enum Error {
         /// What is wrong, without contents.
         reason: String,
     },
+    /// A program that should know the credential is not there.
+    #[error(
+        "the login for {server} is to come from the program {program}, which is not installed: install it, or take it out of          credHelpers or credsStore in the login file"
+    )]
+    CredentialHelperMissing {
+        /// The program.
+        program: String,
+        /// For which registry.
+        server: String,
+    },
+    /// A program that should know the credential does not tell it. What it said is never shown.
+    #[error(
+        "the login for {server} is to come from the program {program}, and {reason}; to see why, run: echo {server} |          {program} get"
+    )]
+    CredentialHelperFailed {
+        /// The program.
+        program: String,
+        /// For which registry.
+        server: String,
+        /// What went wrong.
+        reason: &'static str,
+    },
     /// There is no certificate authority to trust.
     #[error(
         "no CA certificates were found on this machine, so {host} cannot be verified: install the package \
@@ -633,6 +655,7 @@ impl Classified for Error {
             | Self::InvalidCertificate { .. }
             | Self::InvalidProxy { .. }
             | Self::InvalidDockerConfig { .. }
+            | Self::CredentialHelperMissing { .. }
             | Self::NoTrustedRoots { .. }
             | Self::ClientUnusable { .. } => Class::Config,
             Self::HostNotFound { .. }
@@ -652,6 +675,7 @@ impl Classified for Error {
             | Self::ReferrersContended { .. } => Class::Network,
             // The cure lies in the Secret or the login file that holds it.
             Self::InvalidCredential { .. }
+            | Self::CredentialHelperFailed { .. }
             | Self::AuthenticationRequired { .. }
             | Self::AuthenticationFailed { .. }
             | Self::TokenServiceRefused { .. }

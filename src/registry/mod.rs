@@ -11,6 +11,7 @@
 //! | retry | `retry` | attempts, pauses, `Retry-After` |
 //! | transport | `transport` | one attempt: gate, login, redirects |
 //! | login | `auth`, `challenge`, `token`, `scope`, `credential` | what a 401 asks for |
+//! | logins of users | `docker_config`, `credential_helper` | what docker and podman know |
 //! | wire | `wire`, `connect`, `filter`, `tls`, `proxy` | one HTTP exchange: timeouts, TLS, the way there, log |
 //! | answers | `answer`, `judge`, `diagnose`, `body`, `error` | what a failure means |
 //! | memory | `hosts`, `account`, `gate`, `quota`, `notice` | what answers told about the registry and its limits |
@@ -31,6 +32,7 @@ mod connection_limit;
 mod content_encoding;
 mod content_range;
 mod credential;
+mod credential_helper;
 mod diagnose;
 mod docker_config;
 mod download;
@@ -64,7 +66,8 @@ pub use blob_source::{BlobContent, BlobSource};
 pub use blob_stream::BlobStream;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
-pub use credential::{Credential, CredentialSource};
+pub use credential::{Credential, CredentialSource, Login};
+pub use credential_helper::CredentialHelper;
 pub use docker_config::DockerConfig;
 pub use download::BlobDownload;
 pub use endpoint::Endpoint;

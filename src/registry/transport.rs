@@ -169,8 +169,7 @@ impl RegistryClient {
                 answer,
             });
         }
-        // Boxed: the layers below are deep enough for the compiler to lose count of their sizes.
-        let outcome = Box::pin(self.attempt_with_login(call)).await;
+        let outcome = self.attempt_with_login(call).await;
         if let Err(Error::AuthenticationFailed { answer, .. }) = &outcome {
             self.shared.note_refused_login(answer);
         }
@@ -180,7 +179,8 @@ impl RegistryClient {
     /// One attempt: a success, an accepted answer, or the error that the answer is.
     pub(super) async fn attempt_with_login(&self, call: &Call<'_>) -> Result<Response> {
         self.pass_gates(call).await?;
-        let response = self.logged_in(call).await.inspect_err(|error| {
+        // Boxed: the layers below are deep enough for the compiler to lose count of their sizes.
+        let response = Box::pin(self.logged_in(call)).await.inspect_err(|error| {
             // A token service that wants to be left alone is asked by nobody else with this login either.
             if let Some(pause) = error.retry_after() {
                 self.shared.account.gate.close_for(pause);

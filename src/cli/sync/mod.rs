@@ -13,7 +13,7 @@ use crate::{
     registry::Hosts,
 };
 
-use super::{Result, access, error::Usage, options::CacheOptions, render::Screen};
+use super::{Result, error::Usage, logins, options::CacheOptions, render::Screen};
 use report_file::ReportFile;
 
 /// Carry out the ImageMirrors of files once
@@ -64,7 +64,7 @@ impl Sync {
             screen.output().warning(document.to_string());
         }
         let is_empty = documents.mirror_count() == 0;
-        let logins = self.docker_auth.then(|| access::logins(screen.output()));
+        let logins = self.docker_auth.then(|| logins::logins(screen.output()));
         let surroundings = Surroundings {
             logins: logins.transpose()?,
             archives: self.archive_dir.clone(),

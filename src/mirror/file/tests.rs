@@ -11,7 +11,7 @@ use crate::{
     image::Digest,
     mirror::Logins,
     output::OutputManager,
-    registry::Credential,
+    registry::Login,
 };
 
 fn read(texts: &[&str]) -> Documents {
@@ -117,7 +117,7 @@ fn the_pull_secrets_of_accounts_are_used_and_otherwise_the_logins_of_the_user() 
         ]
     );
     let surroundings = Surroundings {
-        logins: Some(Logins::new(|_, _| Some(Credential::Anonymous))),
+        logins: Some(Logins::new(|_, _| Ok(Some(Login::default())))),
         archives: None,
         ..Surroundings::default()
     };

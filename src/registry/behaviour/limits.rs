@@ -327,3 +327,24 @@ async fn a_registry_that_warns_is_heard_once() {
     let expected = format!("{} says: this host moves on Friday", server.url());
     assert!(warnings[0].contains(&expected), "{warnings:?}");
 }
+
+#[tokio::test]
+async fn an_error_without_end_is_still_judged_by_its_status() {
+    // registry rule R11
+    let server = Server::start(|_| {
+        let piece = bytes::Bytes::from(vec![b' '; 16 * 1024]);
+        let pieces = futures::stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone()));
+        reply(
+            StatusCode::FORBIDDEN,
+            &[],
+            axum::body::Body::from_stream(pieces),
+        )
+    })
+    .await;
+    let client = server.client();
+    let failed = client
+        .get_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    assert_eq!(failed.reason(), "AccessDenied");
+}

@@ -12,6 +12,9 @@ use crate::{
     error::Classified,
     registry::{
         ClientOptions, Credential, CredentialSource, RegistryClient,
+        challenge::Challenge,
+        error::Operation,
+        scope::Access,
         testing::{
             Counter, Seen, Server, asks_for_token, manifest, reply, repository, status, tag, token,
             upload,
@@ -483,8 +486,7 @@ async fn with_new_password(has_service: bool, refusal: u16) -> Server {
         let is_service = seen.target.starts_with("/token");
         match seen.authorization() {
             Some(NEW) if is_service => token("good"),
-            Some(NEW) => digest_reply(),
-            Some("Bearer good") => digest_reply(),
+            Some(NEW | "Bearer good") => digest_reply(),
             Some(_) => status(refusal),
             None if has_service => asks_for_token("/token"),
             None => reply(
@@ -552,4 +554,84 @@ async fn a_login_that_does_not_reach_far_enough_is_read_again_now_and_then_only(
         assert_eq!(failed.reason(), "AccessDenied");
     }
     assert_eq!(place.reads(), 1);
+}
+
+/// Lets time pass for tokens, and for nothing that is under way.
+async fn after(seconds: u64) {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_403_is_blamed_on_a_token_only_when_it_is_old() {
+    // registry rule R17
+    let issued = Counter::default();
+    let server = Server::start(move |seen| match seen.authorization() {
+        _ if seen.target.starts_with("/token") => token(&format!("t{}", issued.next())),
+        Some("Bearer t1") if seen.target.ends_with("/old") => status(403),
+        None => asks_for_token("/token"),
+        Some(_) if seen.target.ends_with("/never") => status(403),
+        Some(_) => digest_reply(),
+    })
+    .await;
+    let client = server.client();
+    let head = async |reference: &str| {
+        let reference = reference.parse().unwrap();
+        client.head_manifest(&repository(), &reference).await
+    };
+    head("1").await.unwrap();
+    assert_eq!(head("old").await.unwrap_err().reason(), "AccessDenied");
+    assert_eq!(server.count("GET", "/token"), 1);
+    after(61).await;
+    head("old").await.unwrap();
+    assert_eq!(server.count("GET", "/token"), 2);
+    assert_eq!(head("never").await.unwrap_err().reason(), "AccessDenied");
+    assert_eq!(server.count("GET", "/token"), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_was_new_when_a_large_body_began_may_be_dead_at_its_end() {
+    // registry rule A17
+    let server = with_tokens(|_| token("good")).await;
+    let challenges = [Challenge::Bearer {
+        realm: "/token".to_owned(),
+        service: Some("test".to_owned()),
+        scopes: Vec::new(),
+        error: None,
+    }];
+    for (seconds, is_worth_another) in [(0, false), (61, true)] {
+        let other = "other/app".parse().unwrap();
+        let client = server.client();
+        client.head_manifest(&repository(), &tag()).await.unwrap();
+        let scope = client.scope(&other, Access::Push);
+        let operation = Operation::new("upload");
+        let sent = client
+            .auth
+            .beforehand(Some(&scope), &operation)
+            .await
+            .unwrap();
+        after(seconds).await;
+        let answer = client
+            .auth
+            .answer(&challenges, Some(&scope), sent, &operation);
+        assert_eq!(answer.await.unwrap().is_some(), is_worth_another);
+    }
+}
+
+#[tokio::test]
+async fn a_token_without_end_is_given_up() {
+    // registry rule R11
+    let server = with_tokens(|_| {
+        let piece = bytes::Bytes::from(vec![b' '; 16 * 1024]);
+        let pieces = futures::stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone()));
+        reply(StatusCode::OK, &[], axum::body::Body::from_stream(pieces))
+    })
+    .await;
+    let failed = server
+        .client()
+        .head_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    assert_eq!(failed.reason(), "AnswerTooLarge");
 }

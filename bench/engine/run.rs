@@ -14,6 +14,7 @@ use crate::tools::{Programs, Tool};
 
 /// What one run cost.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Figures {
     /// Until the last tag was in place, or until the tool ended where it writes none.
     pub(crate) seconds: f64,

@@ -32,5 +32,10 @@ arguments=(--binary "$(realpath "$program")" --peers "$peers" --runs "${RUNS:-5}
 [[ -z ${ROWS:-} ]] || arguments+=(--row "$ROWS")
 [[ -z ${TOOLS:-} ]] || arguments+=(--tools "$TOOLS")
 
+# A bench that is interrupted cannot remove its images, of up to a gibibyte.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
+
 # What compares may be a debug build, of which the tests have built most: it only starts programs and moves bytes.
-exec cargo bench --locked --quiet --profile dev --bench engine -- "${arguments[@]}"
+cargo bench --locked --quiet --profile dev --bench engine -- "${arguments[@]}"

@@ -2,7 +2,7 @@
 # else, so what passes here passes there.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint deny controlplane cluster cluster-down crds image clean
+.PHONY: help demo test lint deny bench controlplane cluster cluster-down crds image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ CHECKS ?= bans licenses sources
 deny: ## what we depend on: banned and doubled crates, licences, sources
 	@cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
 	cargo deny --locked check $(CHECKS)
+
+bench: ## compare the engine with skopeo, crane and regctl, and print the table; ROWS=loop8,wan40 RUNS=5 TOOLS=ours,crane
+	hack/bench.sh
 
 controlplane: ## build the Kubernetes programs that tests and demo run, and print where they are
 	@hack/controlplane.sh

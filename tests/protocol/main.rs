@@ -1,0 +1,8 @@
+//! The rules of the registry protocol, each against a registry that behaves as the rule says registries do.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test may end by panic as well as by error"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;

@@ -7,5 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod auth;
 mod correct;
+mod requests;
 mod way;

@@ -24,31 +24,35 @@ use crate::support::{Context, Result, install_crypto_provider, process::temporar
 const HANG: Duration = Duration::from_secs(60);
 
 /// Where the image is, and where it goes.
-pub const FROM: &str = "team/app";
-pub const TO: &str = "mirror/app";
-pub const TAG: &str = "1";
+pub(crate) const FROM: &str = "team/app";
+pub(crate) const TO: &str = "mirror/app";
+pub(crate) const TAG: &str = "1";
 
 /// Who copies what from where to where.
-pub struct Way {
-    pub source: FakeRegistry,
-    pub target: FakeRegistry,
-    pub sample: Sample,
-    pub folder: TempDir,
-    pub output: OutputManager,
-    pub messages: Messages,
-    pub options: TransferOptions,
-    pub retry_attempts: u32,
-    pub credential: Option<Credential>,
-    hosts: Hosts,
+pub(crate) struct Way {
+    pub(crate) source: FakeRegistry,
+    pub(crate) target: FakeRegistry,
+    pub(crate) sample: Sample,
+    pub(crate) folder: TempDir,
+    pub(crate) output: OutputManager,
+    pub(crate) messages: Messages,
+    pub(crate) options: TransferOptions,
+    pub(crate) retry_attempts: u32,
+    pub(crate) credential: Option<Credential>,
+    pub(crate) hosts: Hosts,
 }
 
 impl Way {
     /// Between two registries that ask for nothing.
-    pub fn of(sample: Sample) -> Result<Self> {
+    pub(crate) fn of(sample: Sample) -> Result<Self> {
         Self::between(FakeRegistry::start()?, FakeRegistry::start()?, sample)
     }
 
-    pub fn between(source: FakeRegistry, target: FakeRegistry, sample: Sample) -> Result<Self> {
+    pub(crate) fn between(
+        source: FakeRegistry,
+        target: FakeRegistry,
+        sample: Sample,
+    ) -> Result<Self> {
         install_crypto_provider();
         source.put(FROM, TAG, &sample);
         let messages = Messages::default();
@@ -67,24 +71,24 @@ impl Way {
     }
 
     /// With a fault of the source.
-    pub fn from(self, rule: impl Into<Rule>) -> Self {
+    pub(crate) fn from(self, rule: impl Into<Rule>) -> Self {
         self.source.add(rule);
         self
     }
 
     /// With a fault of the target.
-    pub fn to(self, rule: impl Into<Rule>) -> Self {
+    pub(crate) fn to(self, rule: impl Into<Rule>) -> Self {
         self.target.add(rule);
         self
     }
 
     /// A client with the account of the registry, unless the test says otherwise.
-    pub fn client(&self, registry: &FakeRegistry) -> RegistryClient {
+    pub(crate) fn client(&self, registry: &FakeRegistry) -> RegistryClient {
         self.client_at(&registry.url(), registry)
     }
 
     /// The same at another address.
-    pub fn client_at(&self, url: &str, registry: &FakeRegistry) -> RegistryClient {
+    pub(crate) fn client_at(&self, url: &str, registry: &FakeRegistry) -> RegistryClient {
         let account = registry.access().credentials;
         let credential = self.credential.clone().unwrap_or_else(|| {
             account.map_or(Credential::Anonymous, |(user, password)| {
@@ -106,12 +110,12 @@ impl Way {
     }
 
     /// From `team/app:1` to `mirror/app:1`.
-    pub fn job(&self) -> ImageJob {
+    pub(crate) fn job(&self) -> ImageJob {
         job(&self.source, TAG, &[(TO, TAG)])
     }
 
     /// Runs jobs whose registries are named `source` and `target`.
-    pub async fn run(&self, jobs: &[ImageJob]) -> RunReport {
+    pub(crate) async fn run(&self, jobs: &[ImageJob]) -> RunReport {
         let clients = [
             ("source", self.client(&self.source)),
             ("target", self.client(&self.target)),
@@ -119,7 +123,7 @@ impl Way {
         self.run_with(clients, jobs).await
     }
 
-    pub async fn run_with(
+    pub(crate) async fn run_with(
         &self,
         clients: impl IntoIterator<Item = (&str, RegistryClient)>,
         jobs: &[ImageJob],
@@ -134,12 +138,12 @@ impl Way {
     }
 
     /// The copy succeeds, and every byte is there.
-    pub async fn copies(&self) {
+    pub(crate) async fn copies(&self) {
         let report = self.run(&[self.job()]).await;
         self.assert_whole(&report);
     }
 
-    pub fn assert_whole(&self, report: &RunReport) {
+    pub(crate) fn assert_whole(&self, report: &RunReport) {
         let failures: Vec<_> = report.failures().map(|(_, _, failure)| failure).collect();
         assert!(failures.is_empty(), "{failures:#?}\n{}", self.story());
         let difference = self.target.difference(TO, TAG, &self.sample);
@@ -147,7 +151,7 @@ impl Way {
     }
 
     /// The copy fails with this reason, and no tag is left at the target.
-    pub async fn fails(&self, reason: &str) -> Failure {
+    pub(crate) async fn fails(&self, reason: &str) -> Failure {
         let report = self.run(&[self.job()]).await;
         let failure = report
             .failures()
@@ -163,13 +167,13 @@ impl Way {
     }
 
     /// Into the cache only.
-    pub async fn pulls(&self) {
+    pub(crate) async fn pulls(&self) {
         let report = self.pull().await;
         assert_eq!(report.failed(), 0, "{report:#?}\n{}", self.story());
     }
 
     /// Into the cache only, and not whole.
-    pub async fn pull_fails(&self, reason: &str) -> Failure {
+    pub(crate) async fn pull_fails(&self, reason: &str) -> Failure {
         let report = self.pull().await;
         let failure = report
             .failures()
@@ -187,7 +191,7 @@ impl Way {
     }
 
     /// What was asked on both sides, for failure messages.
-    pub fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         let lines = |name: &str, registry: &FakeRegistry| {
             let seen = registry.requests();
             let lines: Vec<String> = seen
@@ -206,7 +210,7 @@ impl Way {
 }
 
 /// One request in a line.
-pub fn line(seen: &Seen) -> String {
+pub(crate) fn line(seen: &Seen) -> String {
     let Seen {
         method,
         path,
@@ -224,7 +228,7 @@ pub fn line(seen: &Seen) -> String {
 }
 
 /// From `team/app` at the registry named `source` to repositories and tags at the one named `target`.
-pub fn job(source: &FakeRegistry, tag: &str, targets: &[(&str, &str)]) -> ImageJob {
+pub(crate) fn job(source: &FakeRegistry, tag: &str, targets: &[(&str, &str)]) -> ImageJob {
     let destinations = targets.iter().map(|(repository, tag)| Destination {
         name: format!("{repository}:{tag}"),
         registry: RegistryId("target".to_owned()),
@@ -245,16 +249,16 @@ pub fn job(source: &FakeRegistry, tag: &str, targets: &[(&str, &str)]) -> ImageJ
     }
 }
 
-pub fn from() -> RepositoryPath {
+pub(crate) fn from() -> RepositoryPath {
     FROM.parse().unwrap()
 }
 
-pub fn tag() -> Reference {
+pub(crate) fn tag() -> Reference {
     TAG.parse().unwrap()
 }
 
 /// Nothing may hang.
-pub async fn within_limit<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn within_limit<T>(work: impl Future<Output = T>) -> T {
     let started = Instant::now();
     let watch = async {
         while started.elapsed() < HANG {
@@ -268,7 +272,7 @@ pub async fn within_limit<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// Does the work while the clock is put forward each time `is_time` says so, once per request that it is true for.
-pub async fn with_leaps<T>(
+pub(crate) async fn with_leaps<T>(
     leap: Duration,
     is_time: impl Fn() -> usize,
     work: impl Future<Output = T>,
@@ -294,7 +298,7 @@ pub async fn with_leaps<T>(
 }
 
 /// How many requests of a step have no end yet, and have sent so much.
-pub fn standing(registry: &FakeRegistry, step: Step, answer_bytes: u64) -> usize {
+pub(crate) fn standing(registry: &FakeRegistry, step: Step, answer_bytes: u64) -> usize {
     let seen = registry.of_step(step);
     seen.iter()
         .filter(|seen| seen.answer_bytes == answer_bytes)
@@ -303,7 +307,7 @@ pub fn standing(registry: &FakeRegistry, step: Step, answer_bytes: u64) -> usize
 
 /// What the user was told.
 #[derive(Clone, Default)]
-pub struct Messages(Arc<Mutex<Vec<(Level, String)>>>);
+pub(crate) struct Messages(Arc<Mutex<Vec<(Level, String)>>>);
 
 impl Renderer for Messages {
     fn handle(&self, event: &Event<'_>) {
@@ -319,12 +323,12 @@ impl Renderer for Messages {
 }
 
 impl Messages {
-    pub fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         let messages = self.0.lock().unwrap();
         messages.iter().map(|(_, text)| text.clone()).collect()
     }
 
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let messages = self.0.lock().unwrap();
         let warnings = messages
             .iter()
@@ -332,10 +336,23 @@ impl Messages {
         warnings.map(|(_, text)| text.clone()).collect()
     }
 
-    pub fn retries(&self) -> usize {
+    pub(crate) fn retries(&self) -> usize {
         self.all()
             .iter()
             .filter(|text| text.starts_with("again: "))
             .count()
+    }
+}
+
+/// An address of this machine that is not loopback: what is refused there is refused for a registry of the real world.
+pub(crate) fn own_address() -> std::net::Ipv4Addr {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+    // Sends nothing, only asks which way it would go; the address is one for documentation.
+    socket
+        .connect(("192.0.2.1", 9))
+        .expect("these tests need a network interface beside loopback");
+    match socket.local_addr().unwrap().ip() {
+        std::net::IpAddr::V4(address) if !address.is_loopback() => address,
+        other => panic!("these tests need an address beside loopback, not {other}"),
     }
 }

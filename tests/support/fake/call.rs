@@ -91,11 +91,7 @@ impl State {
         )
         .then(|| Transfers::enter(&self.transfers));
         let reply = call.reply(body, transfer.as_ref()).await?;
-        let flow = if reply.status < 300 {
-            Flow::of(&call.faults, reply.range.start)
-        } else {
-            Flow::default()
-        };
+        let flow = Flow::of(&call.faults, &reply);
         reply.render(call.method == Method::HEAD, flow, end)
     }
 }

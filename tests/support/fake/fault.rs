@@ -97,8 +97,10 @@ pub enum Fault {
     SecondScope(u16),
     /// Each token is refused so many times before it becomes valid (A15).
     NotYetValid(usize),
-    /// Each token is accepted so many times, then the answer is 401 (A16).
+    /// Each token is accepted so many times, then the answer is 401 (R16).
     TokenUses(usize),
+    /// A token ends so long after it was given out, whatever it says (A16).
+    TokenLife(Duration),
     /// 401 after the whole body was read (A17).
     Late401,
     /// The identity token is taken by `POST` only, and its user has no password (A19).
@@ -506,7 +508,8 @@ impl Fault {
             Self::Redirect(..) => step == Step::BlobGet,
             Self::Presigned | Self::PresignExpire(_) => step == Step::Storage,
             Self::PutLost(_) | Self::SlowCommit(_) | Self::Late401 => step == Step::Put,
-            Self::BlobUnknown => step == Step::ManifestPut,
+            Self::BlobUnknown | Self::YesMan => step == Step::ManifestPut,
+            Self::Token(_) => step == Step::Token,
             _ => true,
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::web::{Answer, Body, HangUp};
 use super::content::Content;
-use super::fault::{ErrorBody, Fault, Faults, RangeAnswer, fault_value};
+use super::fault::{ErrorBody, Fault, Faults, RangeAnswer, TokenForm, fault_value};
 use super::log::EndOnDrop;
 
 /// Before a cut the bytes that were promised get this long to leave; hyper drops what it has not written yet.
@@ -142,8 +142,18 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// What the faults say about an answer's body, which begins at `offset` of the whole.
-    pub fn of(faults: &Faults, offset: u64) -> Self {
+    /// What the faults say about an answer's body. Those that are about blobs leave errors and redirects alone.
+    pub fn of(faults: &Faults, reply: &Reply) -> Self {
+        let is_endless =
+            |fault: &Fault| matches!(fault, Fault::Endless | Fault::Token(TokenForm::Endless));
+        let is_endless = faults.has(is_endless);
+        if reply.status >= 300 {
+            return Self {
+                is_endless,
+                ..Self::default()
+            };
+        }
+        let offset = reply.range.start;
         let slow_range = fault_value!(faults, Range).and_then(|answer| match answer {
             // By position, so that a retry of the same range is slow again and others are not.
             RangeAnswer::SlowOne(rate) if (offset >> 20) % 8 == 1 => Some(rate),
@@ -154,7 +164,7 @@ impl Flow {
             stall_after: fault_value!(faults, Stall),
             bytes_per_second: fault_value!(faults, Drip).or(slow_range),
             pause_before: fault_value!(faults, OutOfOrder).filter(|_| offset == 0),
-            is_endless: faults.has(|fault| matches!(fault, Fault::Endless)),
+            is_endless,
             is_unended: faults.has(|fault| matches!(fault, Fault::Unended)),
         }
     }

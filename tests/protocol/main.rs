@@ -9,5 +9,11 @@ mod support;
 
 mod auth;
 mod correct;
+mod data_sets;
+mod downloads;
+mod leaks;
+mod lists;
+mod manifests;
 mod requests;
+mod uploads;
 mod way;

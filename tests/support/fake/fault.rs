@@ -179,7 +179,7 @@ pub enum Fault {
     RangeOf(UploadRange),
     /// A chunk that does not fit is appended all the same (U9).
     AppendBadRange,
-    /// The answer to the commit gets lost; the blob is there, or not (U11).
+    /// The answer to the commit gets lost; the blob is there, or not (U11). In [`Step::Patch`] the chunk is there.
     PutLost(Lost),
     /// The commit takes so long (U12).
     SlowCommit(Duration),

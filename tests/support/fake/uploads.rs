@@ -144,6 +144,9 @@ impl Call<'_> {
             self.read(body, |piece| self.append(piece)).await?;
         }
         self.end_chunk(before);
+        if fault_value!(self.faults, PutLost).is_some() {
+            return Err(HangUp);
+        }
         Ok(self.session_reply(202))
     }
 

@@ -273,7 +273,7 @@ async fn a_name_that_resolves_to_loopback_is_not_connected_to() -> Result<()> {
         } else {
             way.to(rule)
         };
-        way.fails("RedirectRefused").await;
+        way.fails("AddressRefused").await;
         assert!(listener.accept().is_err(), "somebody connected to {url}");
     }
     Ok(())

@@ -43,7 +43,7 @@ async fn a_digest_of_an_unknown_algorithm_is_refused_by_name() -> Result<()> {
     let root = sample.root_with(|root| {
         root["layers"][0]["digest"] = json!("foo:0123456789abcdef0123456789abcdef")
     });
-    let failure = with_root(root)?.fails("ManifestInvalid").await;
+    let failure = with_root(root)?.fails("AlgorithmUnsupported").await;
     assert!(failure.message.contains("foo"), "{}", failure.message);
     Ok(())
 }
@@ -113,9 +113,8 @@ async fn schema_1_is_refused_with_what_to_do() -> Result<()> {
     let failure = with_root(Sample::schema1())?
         .fails("ManifestUnsupported")
         .await;
-    let says = |word: &str| failure.message.contains(word);
     assert!(
-        says("schema") && (says("rebuil") || says("build") || says("push")),
+        failure.message.contains("rebuild the image"),
         "{}",
         failure.message
     );
@@ -237,15 +236,7 @@ async fn a_registry_that_takes_no_sparse_index_gets_all_children_or_the_error_is
         .await;
 
     let way = Way::of(Sample::sparse_index(1))?.to(Fault::NoSparse);
-    let report = way.run(&[way.job()]).await;
-    let reason = report
-        .failures()
-        .next()
-        .map(|(_, _, failure)| failure.reason)
-        .unwrap();
-    let clear = ["ManifestUnknown", "ManifestRejected", "ManifestBlobUnknown"];
-    assert!(clear.contains(&reason), "{reason}");
-    assert!(way.target.manifest(TO, TAG).is_none());
+    way.fails("SparseIndexRefused").await;
     Ok(())
 }
 

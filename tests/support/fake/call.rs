@@ -70,6 +70,7 @@ impl State {
         let situation = Situation {
             step,
             repository: &repository,
+            object: &object,
             is_reused: connection.is_reused,
         };
         let faults = Faults::of(&mut lock(&self.rules), &situation);

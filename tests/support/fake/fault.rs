@@ -355,6 +355,8 @@ pub enum TagList {
 pub struct Situation<'a> {
     pub step: Step,
     pub repository: &'a str,
+    /// Digest, tag or upload.
+    pub object: &'a str,
     /// The request's connection had one before.
     pub is_reused: bool,
 }
@@ -365,6 +367,7 @@ pub struct Rule {
     fault: Fault,
     steps: Vec<Step>,
     repository: Option<String>,
+    object: Option<String>,
     skip: usize,
     times: usize,
     seen: usize,
@@ -376,6 +379,7 @@ impl From<Fault> for Rule {
             fault,
             steps: Vec::new(),
             repository: None,
+            object: None,
             skip: 0,
             times: usize::MAX,
             seen: 0,
@@ -395,6 +399,13 @@ impl Rule {
     #[must_use]
     pub fn of(mut self, repository: &str) -> Self {
         self.repository = Some(repository.to_owned());
+        self
+    }
+
+    /// Only for this digest or tag.
+    #[must_use]
+    pub fn about(mut self, object: &str) -> Self {
+        self.object = Some(object.to_owned());
         self
     }
 
@@ -423,8 +434,12 @@ impl Rule {
             .repository
             .as_ref()
             .is_none_or(|repository| repository == situation.repository);
+        let is_object = self
+            .object
+            .as_ref()
+            .is_none_or(|object| object == situation.object);
         let waits_for_reuse = matches!(self.fault, Fault::StaleConn) && !situation.is_reused;
-        if !is_here || !is_repository || waits_for_reuse {
+        if !is_here || !is_repository || !is_object || waits_for_reuse {
             return false;
         }
         self.seen += 1;
@@ -478,6 +493,12 @@ impl Fault {
     #[must_use]
     pub fn of(self, repository: &str) -> Rule {
         Rule::from(self).of(repository)
+    }
+
+    /// Only for this digest or tag.
+    #[must_use]
+    pub fn about(self, object: &str) -> Rule {
+        Rule::from(self).about(object)
     }
 
     /// From the request after so many on.

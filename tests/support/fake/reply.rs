@@ -201,8 +201,9 @@ impl Sending {
         }
         let mut limit = PIECE;
         if let Some(rate) = self.flow.bytes_per_second {
-            tokio::time::sleep(PIECE_INTERVAL).await;
             limit = (rate / 20).clamp(1, PIECE);
+            let pause = PIECE_INTERVAL.mul_f64(20.0 * limit as f64 / rate as f64);
+            tokio::time::sleep(pause).await;
         }
         if let Some(stall_after) = self.flow.stall_after {
             limit = limit.min(stall_after - self.sent);

@@ -13,7 +13,7 @@ use super::lock;
 use super::reply::Reply;
 
 /// What must come back as it was given (U5): encoded, double-encoded, and characters that are legal as they are.
-const OPAQUE: &str = "_state=a%2Fb%252B~c%3D%3D&sig=x/y:@!$'()*,;+-._%7E";
+const OPAQUE: &str = "_state=a%2Fb%252B~c%3D%3D&sig=x/y:@!$()*,;+-._%7E";
 
 /// Uploads that were begun and neither committed nor cancelled.
 #[derive(Debug, Default)]

@@ -21,8 +21,8 @@ fn with_tokens() -> Result<Way> {
     Way::between(registry()?, registry()?, Sample::image(1, &[40_000, 9_000]))
 }
 
-fn identity() -> Option<Credential> {
-    Some(Credential::IdentityToken("fake-identity-token".into()))
+fn identity() -> Credential {
+    Credential::IdentityToken("fake-identity-token".into())
 }
 
 // A1
@@ -211,7 +211,7 @@ async fn an_identity_token_goes_by_get_where_post_is_refused() -> Result<()> {
         let mut way = with_tokens()?
             .from(Fault::TokenPost(status))
             .to(Fault::TokenPost(status));
-        way.credential = identity();
+        way.credential = Some(identity());
         way.copies().await;
     }
     Ok(())
@@ -227,7 +227,7 @@ async fn offline_tokens_are_never_asked_for() -> Result<()> {
     way = with_tokens()?
         .from(Fault::OfflineToken)
         .to(Fault::OfflineToken);
-    way.credential = identity();
+    way.credential = Some(identity());
     way.copies().await;
     Ok(())
 }

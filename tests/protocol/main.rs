@@ -1,6 +1,8 @@
 //! The rules of the registry protocol, each against a registry that behaves as the rule says registries do.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
     reason = "a test may end by panic as well as by error"
 )]
 
@@ -14,6 +16,7 @@ mod downloads;
 mod leaks;
 mod lists;
 mod manifests;
+mod page;
 mod requests;
 mod uploads;
 mod way;

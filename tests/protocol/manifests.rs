@@ -41,7 +41,7 @@ async fn an_image_by_sha512_is_copied() -> Result<()> {
 async fn a_digest_of_an_unknown_algorithm_is_refused_by_name() -> Result<()> {
     let sample = Sample::image(1, &[9_000]);
     let root = sample.root_with(|root| {
-        root["layers"][0]["digest"] = json!("foo:0123456789abcdef0123456789abcdef")
+        root["layers"][0]["digest"] = json!("foo:0123456789abcdef0123456789abcdef");
     });
     let failure = with_root(root)?.fails("AlgorithmUnsupported").await;
     assert!(failure.message.contains("foo"), "{}", failure.message);

@@ -18,10 +18,10 @@ use docker_image_pusher::{
 use tempfile::TempDir;
 
 use crate::support::fake::{FakeRegistry, Rule, Sample, Seen, Step};
-use crate::support::{Context, Result, install_crypto_provider, process::temporary_folder};
+use crate::support::{Result, install_crypto_provider, process::temporary_folder};
 
 /// By the clock on the wall: the tests' own may be put forward.
-const HANG: Duration = Duration::from_secs(60);
+const HANG: Duration = Duration::from_mins(1);
 
 /// Where the image is, and where it goes.
 pub(crate) const FROM: &str = "team/app";
@@ -97,11 +97,7 @@ impl Way {
         });
         let options = ClientOptions {
             credential,
-            ca_certificates: registry
-                .ca_pem()
-                .map(|pem| pem.into())
-                .into_iter()
-                .collect(),
+            ca_certificates: registry.ca_pem().map(Into::into).into_iter().collect(),
             retry_attempts: self.retry_attempts,
             hosts: self.hosts.clone(),
             ..ClientOptions::default()
@@ -166,30 +162,6 @@ impl Way {
         failure
     }
 
-    /// Into the cache only.
-    pub(crate) async fn pulls(&self) {
-        let report = self.pull().await;
-        assert_eq!(report.failed(), 0, "{report:#?}\n{}", self.story());
-    }
-
-    /// Into the cache only, and not whole.
-    pub(crate) async fn pull_fails(&self, reason: &str) -> Failure {
-        let report = self.pull().await;
-        let failure = report
-            .failures()
-            .next()
-            .map(|(_, _, failure)| failure.clone());
-        let Some(failure) = failure else {
-            panic!("it succeeded\n{}", self.story());
-        };
-        assert_eq!(failure.reason, reason, "{failure:#?}\n{}", self.story());
-        failure
-    }
-
-    async fn pull(&self) -> RunReport {
-        self.run(&[job(&self.source, TAG, &[])]).await
-    }
-
     /// What was asked on both sides, for failure messages.
     pub(crate) fn story(&self) -> String {
         let lines = |name: &str, registry: &FakeRegistry| {
@@ -222,7 +194,7 @@ pub(crate) fn line(seen: &Seen) -> String {
     } = seen;
     let range = seen
         .header("range")
-        .or(seen.header("content-range"))
+        .or_else(|| seen.header("content-range"))
         .unwrap_or_default();
     format!("{method} {path}?{query} {range} +{body_bytes} -> {status:?} {answer_bytes}")
 }
@@ -334,13 +306,6 @@ impl Messages {
             .iter()
             .filter(|(level, _)| *level == Level::Warning);
         warnings.map(|(_, text)| text.clone()).collect()
-    }
-
-    pub(crate) fn retries(&self) -> usize {
-        self.all()
-            .iter()
-            .filter(|text| text.starts_with("again: "))
-            .count()
     }
 }
 

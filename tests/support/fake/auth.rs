@@ -240,7 +240,7 @@ impl Call<'_> {
         let mut text = format!(r#"Bearer realm="{realm}""#);
         if !self.faults.has(|fault| matches!(fault, Fault::NoService)) {
             let service = self.service().replace('"', r#"\""#);
-            text += &format!(r#",service="{service}""#);
+            text = format!(r#"{text},service="{service}""#);
         }
         if let Some((name, action)) = needs.first() {
             let actions = if *action == "push" {
@@ -248,7 +248,7 @@ impl Call<'_> {
             } else {
                 *action
             };
-            text += &format!(r#",scope="repository:{name}:{actions}""#);
+            text = format!(r#"{text},scope="repository:{name}:{actions}""#);
         }
         text
     }
@@ -371,7 +371,7 @@ impl Call<'_> {
         let mut answer = json!({"token": token, "expires_in": 300});
         match fault_value!(self.faults, Token) {
             Some(TokenForm::AccessToken) => {
-                answer = json!({"access_token": token, "expires_in": 300})
+                answer = json!({"access_token": token, "expires_in": 300});
             }
             Some(TokenForm::NoExpiry) => answer = json!({"token": token}),
             Some(TokenForm::Short) => answer["expires_in"] = json!(1),

@@ -280,7 +280,7 @@ impl Call<'_> {
         for (name, value) in &mut reply.headers {
             match name.as_str() {
                 "docker-content-digest" | "etag" => value.clone_from(&other),
-                "range" => *value = "0-3".to_owned(),
+                "range" => "0-3".clone_into(value),
                 _ => {}
             }
         }

@@ -102,12 +102,10 @@ impl Call<'_> {
     }
 
     pub(super) fn catalog(&self) -> Reply {
-        match fault_value!(self.faults, Catalog) {
-            Some(status) => Reply::error(status, "UNSUPPORTED", "no catalog"),
-            None => {
-                let names = self.state.world.storage().names();
-                Reply::json(200, &json!({"repositories": names}))
-            }
+        if let Some(status) = fault_value!(self.faults, Catalog) {
+            return Reply::error(status, "UNSUPPORTED", "no catalog");
         }
+        let names = self.state.world.storage().names();
+        Reply::json(200, &json!({"repositories": names}))
     }
 }

@@ -3,6 +3,10 @@
 //! Several can run side by side: a source, a target, a token service, a storage, an evil one.
 //!
 //! Start with [`FakeRegistry`]; what was asked is in [`Seen`], what goes wrong in `fault.rs`.
+#![allow(
+    unused_imports,
+    reason = "what a fake registry offers is used by some test binaries only"
+)]
 
 mod auth;
 mod blobs;

@@ -17,8 +17,8 @@ use super::log::EndOnDrop;
 /// Before a cut the bytes that were promised get this long to leave; hyper drops what it has not written yet.
 const FLUSH_TIME: Duration = Duration::from_millis(20);
 
-/// A slow body comes in pieces this far apart, so that it flows instead of jumping.
-const PIECE_INTERVAL: Duration = Duration::from_millis(50);
+/// A slow body comes in so many pieces per second, so that it flows instead of jumping.
+const SLOW_PIECES: u64 = 20;
 
 /// Bytes that are given to the connection at once.
 const PIECE: u64 = 64 * 1024;
@@ -201,9 +201,9 @@ impl Sending {
         }
         let mut limit = PIECE;
         if let Some(rate) = self.flow.bytes_per_second {
-            limit = (rate / 20).clamp(1, PIECE);
-            let pause = PIECE_INTERVAL.mul_f64(20.0 * limit as f64 / rate as f64);
-            tokio::time::sleep(pause).await;
+            limit = (rate / SLOW_PIECES).clamp(1, PIECE);
+            let pause = limit * 1_000_000 / rate;
+            tokio::time::sleep(Duration::from_micros(pause)).await;
         }
         if let Some(stall_after) = self.flow.stall_after {
             limit = limit.min(stall_after - self.sent);

@@ -167,7 +167,7 @@ async fn a_realm_on_loopback_gets_nothing_from_a_registry_that_is_not_there() ->
     let evil = FakeRegistry::start()?;
     let way = Way::between(source, FakeRegistry::start()?, Sample::image(1, &[9_000]))?
         .from(Fault::Realm(format!("{}/token", evil.url())));
-    way.fails("TokenServiceRefused").await;
+    way.fails("AddressRefused").await;
     assert!(evil.requests().is_empty());
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use docker_image_pusher::image::{Reference, Repository, RepositoryPath};
 use docker_image_pusher::registry::{Endpoint, Hosts};
-use docker_image_pusher::transfer::{ExistingBlobs, TransferOptions};
 use futures::future::join_all;
 
 use crate::support::Result;
@@ -562,13 +561,6 @@ async fn a_registry_that_throttles_gets_fewer_connections_and_everything_arrives
     let way = Way::of(Sample::image(1, &[300_000; 12]))?
         .from(Fault::ThrottleAbove(2))
         .from(Fault::Drip(1_000_000));
-    let way = Way {
-        options: TransferOptions {
-            max_concurrent: 8,
-            existing_blobs: ExistingBlobs::Skip,
-        },
-        ..way
-    };
     way.copies().await;
     let refused = way
         .source

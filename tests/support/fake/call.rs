@@ -71,6 +71,7 @@ impl State {
             step,
             repository: &repository,
             object: &object,
+            length: length_of(&head.headers).unwrap_or(0),
             is_reused: connection.is_reused,
         };
         let faults = Faults::of(&mut lock(&self.rules), &situation);
@@ -139,8 +140,7 @@ impl Call<'_> {
         body: Incoming,
         transfer: Option<&Transfers<'_>>,
     ) -> Taken<Reply> {
-        let length = self.seen_header("content-length");
-        let length: Option<u64> = length.and_then(|length| length.parse().ok());
+        let length = length_of(&self.headers);
         if let Some(limit) = fault_value!(self.faults, BodyLimit)
             && length.is_some_and(|length| length > limit)
         {
@@ -340,6 +340,10 @@ impl Call<'_> {
         let host = self.seen_header("host").unwrap_or_default();
         format!("{scheme}://{host}")
     }
+}
+
+fn length_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get("content-length")?.to_str().ok()?.parse().ok()
 }
 
 /// Step, repository and object of a request. The path stays as it was written.

@@ -1,5 +1,14 @@
-//! What goes wrong at a [`super::FakeRegistry`], as data: the fault list of the protocol's reference (X2), one variant each.
-//! Behind each stands the rule that it serves.
+//! What goes wrong at a [`super::FakeRegistry`], as data: the fault list of the protocol's reference (X2). Behind each variant
+//! stands the rule that it serves. Some of the list have no variant, because they are made of other parts:
+//!
+//! | in the list | here |
+//! |---|---|
+//! | `fail-once`, `head-403`, `head-429`, `push-403`, `invalid-wraps-403` | [`Fault::Status`], [`Fault::RetryAfter`], [`Fault::Refuse`] with [`Rule::on`] and [`Rule::times`] |
+//! | `die-at`, `drop-every`, `416-complete`, `no-206` | [`Fault::Reset`] with [`Rule::after`], [`Fault::CutAt`], [`Fault::Unended`], [`RangeAnswer::Ignored`] |
+//! | `realm-relative`, `realm-evil`, `clock-skew` | [`Fault::Realm`], [`TokenForm::Skewed`] |
+//! | `count`, `leak` | the log of a second server, to which redirect, Location, realm, `Link` or `urls` lead |
+//! | `tls-broken`, `creds-rotated` | a server without TLS asked with it, `FakeRegistry::change_password` |
+//! | `odd-json`, `big-manifest`, `algo`, `schema1`, `artifact-manifest`, `negative-size`, `foreign` | a [`super::Sample`] |
 
 use std::time::Duration;
 
@@ -357,6 +366,8 @@ pub struct Situation<'a> {
     pub repository: &'a str,
     /// Digest, tag or upload.
     pub object: &'a str,
+    /// Bytes that the request's body shall have.
+    pub length: u64,
     /// The request's connection had one before.
     pub is_reused: bool,
 }
@@ -368,6 +379,7 @@ pub struct Rule {
     steps: Vec<Step>,
     repository: Option<String>,
     object: Option<String>,
+    least_length: u64,
     skip: usize,
     times: usize,
     seen: usize,
@@ -380,6 +392,7 @@ impl From<Fault> for Rule {
             steps: Vec::new(),
             repository: None,
             object: None,
+            least_length: 0,
             skip: 0,
             times: usize::MAX,
             seen: 0,
@@ -406,6 +419,13 @@ impl Rule {
     #[must_use]
     pub fn about(mut self, object: &str) -> Self {
         self.object = Some(object.to_owned());
+        self
+    }
+
+    /// Only for requests with a body of so many bytes or more.
+    #[must_use]
+    pub fn from_length(mut self, bytes: u64) -> Self {
+        self.least_length = bytes;
         self
     }
 
@@ -439,7 +459,8 @@ impl Rule {
             .as_ref()
             .is_none_or(|object| object == situation.object);
         let waits_for_reuse = matches!(self.fault, Fault::StaleConn) && !situation.is_reused;
-        if !is_here || !is_repository || !is_object || waits_for_reuse {
+        let is_short = situation.length < self.least_length;
+        if !is_here || !is_repository || !is_object || is_short || waits_for_reuse {
             return false;
         }
         self.seen += 1;
@@ -529,7 +550,7 @@ impl Fault {
             Self::Redirect(..) => step == Step::BlobGet,
             Self::Presigned | Self::PresignExpire(_) => step == Step::Storage,
             Self::PutLost(_) | Self::SlowCommit(_) | Self::Late401 => step == Step::Put,
-            Self::BlobUnknown | Self::YesMan => step == Step::ManifestPut,
+            Self::BlobUnknown | Self::YesMan | Self::Race => step == Step::ManifestPut,
             Self::Token(_) => step == Step::Token,
             _ => true,
         }

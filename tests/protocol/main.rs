@@ -18,5 +18,6 @@ mod lists;
 mod manifests;
 mod page;
 mod requests;
+mod retries;
 mod uploads;
 mod way;

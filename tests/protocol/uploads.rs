@@ -28,7 +28,7 @@ fn in_chunks(sample: Sample, limit: u64) -> Result<Way> {
 fn lost_chunk() -> Rule {
     Fault::PutLost(Lost::Kept)
         .on(Step::Patch)
-        .from_length(MIB / 2)
+        .at_least(MIB / 2)
         .after(1)
         .times(1)
 }

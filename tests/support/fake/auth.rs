@@ -10,8 +10,9 @@ use url::form_urlencoded;
 
 use super::call::Call;
 use super::content::Content;
-use super::fault::{ChallengeForm, Fault, Step, TokenForm, fault_value};
+use super::fault::{ChallengeForm, Fault, Step, TokenForm};
 use super::reply::Reply;
+use super::rule::fault_value;
 
 /// What the registry calls itself towards its token endpoint.
 pub const SERVICE: &str = "fake";

@@ -8,9 +8,10 @@ use flate2::{Compression, write::GzEncoder};
 
 use super::call::Call;
 use super::content::Content;
-use super::fault::{Fault, Packed, RangeAnswer, Step, WrongBlob, fault_value};
+use super::fault::{Fault, Packed, RangeAnswer, Step, WrongBlob};
 use super::lock;
 use super::reply::Reply;
+use super::rule::fault_value;
 
 /// Makes every signed URL another one.
 static SIGNATURES: AtomicUsize = AtomicUsize::new(0);

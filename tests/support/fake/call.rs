@@ -11,11 +11,10 @@ use serde_json::json;
 
 use super::super::web::{Answer, HangUp};
 use super::content::Content;
-use super::fault::{
-    Fault, Faults, RetryAfter, Situation, Step, StorageTrouble, TokenForm, fault_value,
-};
+use super::fault::{Fault, RetryAfter, Step, StorageTrouble, TokenForm};
 use super::log::{EndOnDrop, Entry, Seen};
 use super::reply::{Flow, Reply};
+use super::rule::{Faults, Situation, fault_value};
 use super::server::Connection;
 use super::{State, auth, lock};
 

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::call::Call;
-use super::fault::{Fault, TagList, fault_value};
+use super::fault::{Fault, TagList};
 use super::reply::Reply;
+use super::rule::fault_value;
 use super::storage::digest_of;
 
 impl Call<'_> {

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::call::Call;
 use super::content::{Content, digest_like};
-use super::fault::{ContentType, DigestHeader, Fault, Step, fault_value};
+use super::fault::{ContentType, DigestHeader, Fault, Step};
 use super::reply::Reply;
+use super::rule::fault_value;
 use super::storage::{Document, Repository, digest_of};
 
 /// What a client that reads manifests has to accept (R1).

@@ -17,6 +17,7 @@ mod lists;
 mod log;
 mod manifests;
 mod reply;
+mod rule;
 mod samples;
 mod server;
 mod storage;
@@ -35,10 +36,10 @@ pub use auth::{Login, QUOTED_SERVICE, SERVICE};
 pub use content::Content;
 pub use fault::{
     ChallengeForm, ContentType, DigestHeader, ErrorBody, Fault, Location, Lost, Packed,
-    RangeAnswer, RetryAfter, Rule, Step, StorageTrouble, TagList, TokenForm, UploadRange,
-    WrongBlob,
+    RangeAnswer, RetryAfter, Step, StorageTrouble, TagList, TokenForm, UploadRange, WrongBlob,
 };
 pub use log::Seen;
+pub use rule::Rule;
 pub use samples::Sample;
 pub use storage::{Document, Storage};
 

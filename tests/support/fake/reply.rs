@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use super::super::web::{Answer, Body, HangUp};
 use super::content::Content;
-use super::fault::{ErrorBody, Fault, Faults, RangeAnswer, TokenForm, fault_value};
+use super::fault::{ErrorBody, Fault, RangeAnswer, TokenForm};
 use super::log::EndOnDrop;
+use super::rule::{Faults, fault_value};
 
 /// Before a cut the bytes that were promised get this long to leave; hyper drops what it has not written yet.
 const FLUSH_TIME: Duration = Duration::from_millis(20);

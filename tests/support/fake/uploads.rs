@@ -8,9 +8,10 @@ use hyper::body::Incoming;
 use super::super::web::HangUp;
 use super::call::{Call, MOVED, Taken};
 use super::content::Content;
-use super::fault::{Fault, Location, Lost, UploadRange, fault_value};
+use super::fault::{Fault, Location, Lost, UploadRange};
 use super::lock;
 use super::reply::Reply;
+use super::rule::fault_value;
 
 /// What must come back as it was given (U5): encoded, double-encoded, and characters that are legal as they are.
 const OPAQUE: &str = "_state=a%2Fb%252B~c%3D%3D&sig=x/y:@!$()*,;+-._%7E";

@@ -21,6 +21,7 @@ pub mod certificates;
 pub mod cluster;
 pub mod control_plane;
 pub mod failure;
+pub mod fake;
 pub mod faults;
 pub mod forward_proxy;
 pub mod gateway;

@@ -33,12 +33,12 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
 }
 
 async fn put(cache: &Cache, blob: &Bytes, descriptor: &Descriptor) {
-    let Claim::Fetch(mut writer) = cache.claim_blob(descriptor).await.unwrap() else {
+    let Claim::Fetch(writer) = cache.claim_blob(descriptor).await.unwrap() else {
         return;
     };
     for start in (0..blob.len()).step_by(PIECE) {
         let piece = blob.slice(start..blob.len().min(start + PIECE));
-        writer.write(piece).await.unwrap();
+        writer.write_at(start as u64, piece).await.unwrap();
     }
     writer.finish().await.unwrap();
 }

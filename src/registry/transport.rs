@@ -278,7 +278,7 @@ impl RegistryClient {
                 Error::AuthenticationFailed { .. } | Error::AuthenticationRequired { .. }
             ),
         };
-        if is_refused && self.auth.reread(generation).await {
+        if is_refused && !call.payload.is_spent() && self.auth.reread(generation).await {
             return self.with_login(call).await;
         }
         outcome

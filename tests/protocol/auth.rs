@@ -479,10 +479,9 @@ fn stored_credentials_are_found_as_docker_podman_and_kubernetes_find_them() {
         };
         assert_eq!(found, user, "{host}/{repository}");
     }
-    assert_eq!(
-        config.helper_for(&"helped.example".parse().unwrap()),
-        Some("ecr-login")
-    );
+    let helper = |host: &str| config.helper_for(&host.parse().unwrap());
+    assert!(helper("helped.example").is_some());
+    assert!(helper("unknown.example").is_none());
 }
 
 // A19

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     cache::{self, BlobWriter},
@@ -21,9 +21,6 @@ use super::{bandwidth::Bandwidth, parts::Parts};
 
 /// Ranges of one blob at once. How many connections a registry bears is its limiter's business; this bounds what we hold.
 const RANGES_AT_ONCE: usize = 64;
-
-/// The same while it is not known whether the registry gives ranges at all: those that do not begin the whole blob each time.
-const RANGES_AT_FIRST: usize = 4;
 
 /// Progress after which failures are counted from zero (registry rule R21).
 const PROGRESS: u64 = 1024 * 1024;
@@ -56,6 +53,8 @@ pub(super) struct Download<'a> {
     course: Mutex<Course>,
     /// Bytes that came, by whatever range.
     arrived: AtomicU64,
+    /// An answer has begun: it may have shown that there can be more of them.
+    begun: Notify,
 }
 
 /// Failures so far.
@@ -104,6 +103,7 @@ impl<'a> Download<'a> {
                 arrived: 0,
             }),
             arrived: AtomicU64::new(0),
+            begun: Notify::new(),
         }
     }
 
@@ -113,7 +113,11 @@ impl<'a> Download<'a> {
         // Kept over the rounds: who gives up waiting for a connection loses its place in the queue.
         let mut waiting: Option<BoxFuture<'_, ConnectionSlot>> = None;
         loop {
-            if waiting.is_none() && ranges.len() < self.at_once() && !self.parts.lock().is_empty() {
+            let is_all_asked = self.parts.lock().is_empty();
+            if is_all_asked && ranges.is_empty() {
+                return Ok(());
+            }
+            if waiting.is_none() && ranges.len() < self.at_once() && !is_all_asked {
                 waiting = Some(self.connection().boxed());
             }
             tokio::select! {
@@ -129,8 +133,18 @@ impl<'a> Download<'a> {
                         return self.fetch_whole(stream).await;
                     }
                 },
-                else => return Ok(()),
+                () = self.begun.notified() => {}
             }
+        }
+    }
+
+    /// Fetches the whole blob anew, unpacked: a proxy had packed it on the way (registry rule D2).
+    pub(super) async fn run_decoded(&self) -> Result<(), Failure> {
+        let attempt = self.begin();
+        let stream = self.source.decoded().await.map_err(Failure::Registry)?;
+        match self.take_whole(stream, &attempt).await? {
+            None => Ok(()),
+            Some(broken) => Err(Failure::Registry(broken.error)),
         }
     }
 
@@ -138,8 +152,8 @@ impl<'a> Download<'a> {
     fn at_once(&self) -> usize {
         match self.source.takes_ranges() {
             Some(true) => RANGES_AT_ONCE,
-            Some(false) => 1,
-            None => RANGES_AT_FIRST,
+            // The first answer tells; a server without ranges would send the whole blob to each who asks.
+            Some(false) | None => 1,
         }
     }
 
@@ -162,7 +176,8 @@ impl<'a> Download<'a> {
             Err(error) => return Ok(self.break_off(attempt, error, true, part)),
         };
         let first_byte = asked.elapsed();
-        if stream.offset() != part.start {
+        self.begun.notify_one();
+        if stream.offset() != part.start || stream.end() > part.end {
             self.parts.lock().give_back(part);
             return Ok(Outcome::Whole(stream));
         }
@@ -179,10 +194,10 @@ impl<'a> Download<'a> {
             self.store(position, bytes).await?;
             position += length;
         }
-        let length = part.end - part.start;
-        let whole = asked.elapsed();
         let mut parts = self.parts.lock();
-        parts.note(length, first_byte, whole);
+        parts.note(position - part.start, first_byte, asked.elapsed());
+        // A server may give less than it was asked for.
+        parts.give_back(position..part.end);
         Ok(Outcome::Came)
     }
 

@@ -7,7 +7,7 @@ use crate::{
     error::{Class, Classified, handlers},
     image::{Descriptor, Digest, ImageName, RawManifest, Reference},
     output::{ByteSize, Direction},
-    registry::{self, FoundManifest, RegistryClient},
+    registry::{self, BlobDownload, FoundManifest, RegistryClient},
 };
 
 use super::{
@@ -23,6 +23,17 @@ pub(super) struct Pull<'a> {
     pub(super) client: &'a RegistryClient,
     pub(super) source: &'a RegistryImage,
     pub(super) cached: &'a ImageName,
+}
+
+/// How a blob is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// What is missing of it.
+    First,
+    /// From its first byte, because something was wrong with those that came.
+    Anew,
+    /// The same, unpacked.
+    Decoded,
 }
 
 impl Pull<'_> {
@@ -125,9 +136,20 @@ impl Pull<'_> {
         };
         match (found, cached) {
             (Some(found), Some(manifest)) if manifest.has_digest(found.digest()) => Ok(manifest),
-            (Some(FoundManifest::Digest(digest)), _) => self.manifest_by_digest(digest).await,
+            (Some(FoundManifest::Digest(digest)), _) => self.found_manifest(digest).await,
             (Some(FoundManifest::Manifest(manifest)), _) => Ok(manifest),
             (None, _) => self.get_manifest(&self.source.reference).await,
+        }
+    }
+
+    /// The manifest that a HEAD named. Where there is none, the header was wrong, or the tag has moved on meanwhile: the tag
+    /// itself has the last word (registry rule G2).
+    async fn found_manifest(&self, digest: Digest) -> Result<RawManifest> {
+        let found = self.child_manifest(digest.clone()).await?;
+        match (found, &self.source.reference) {
+            (Some(manifest), _) => Ok(manifest),
+            (None, tag @ Reference::Tag(_)) => self.get_manifest(tag).await,
+            (None, Reference::Digest(_)) => self.get_manifest(&Reference::Digest(digest)).await,
         }
     }
 
@@ -154,8 +176,12 @@ impl Pull<'_> {
                 tree.missing_names()
             ));
         }
+    }
+
+    /// Says which layers do not travel to registries.
+    pub(super) fn tell_of_foreign_layers(&self, tree: &ImageTree) {
         if !tree.foreign.is_empty() {
-            output.info(format!(
+            self.run.output.info(format!(
                 "{} layers of {} stay with their publisher, from where clients fetch them",
                 tree.foreign.len(),
                 self.image()
@@ -188,18 +214,7 @@ impl Pull<'_> {
             false
         } else {
             let _slot = roads.source.lanes.slot(blob.size).await;
-            match self.claim_and_download(blob, &announcer).await {
-                // A proxy may have mangled the bytes. Bytes of the wrong number were fetched twice already, by the retries
-                // below.
-                Err(error @ Error::Cache { .. }) if error.class() == Class::Digest => {
-                    output.warning(format!(
-                        "{}; fetching it once more",
-                        handlers::message(&error)
-                    ));
-                    self.claim_and_download(blob, &announcer).await?
-                }
-                outcome => outcome?,
-            }
+            self.fetch_verified(blob, &announcer).await?
         };
         if travelled {
             known.note(self.client.address(), &self.source.repository, &blob.digest);
@@ -208,25 +223,67 @@ impl Pull<'_> {
         Ok(travelled)
     }
 
+    /// Fetches a blob, and once more where its bytes were wrong: a proxy may have mangled them, or packed them (registry rule
+    /// D2).
+    async fn fetch_verified(&self, blob: &Descriptor, announcer: &Announcer) -> Result<bool> {
+        let source = self.client.blob_download(&self.source.repository, blob);
+        let attempt = self.claim_and_download(blob, &source, announcer, Attempt::First);
+        let error = match attempt.await {
+            Err(error) if error.class() == Class::Digest => error,
+            outcome => return outcome,
+        };
+        let second = if source.is_encoded() {
+            Attempt::Decoded
+        } else if matches!(error, Error::Cache { .. }) {
+            Attempt::Anew
+        } else {
+            // Bytes of the wrong number were fetched twice already.
+            return Err(error);
+        };
+        self.run.output.warning(format!(
+            "{}; fetching it once more",
+            handlers::message(&error)
+        ));
+        self.claim_and_download(blob, &source, announcer, second)
+            .await
+    }
+
     /// Fetches a blob, unless another process was faster; tells whether it travelled.
-    async fn claim_and_download(&self, blob: &Descriptor, announcer: &Announcer) -> Result<bool> {
+    async fn claim_and_download(
+        &self,
+        blob: &Descriptor,
+        source: &BlobDownload,
+        announcer: &Announcer,
+        attempt: Attempt,
+    ) -> Result<bool> {
         let claim = self.run.cache.claim_blob(blob).await;
         match claim.map_err(|source| self.cache_error(source))? {
             Claim::Present => {
                 self.run.output.existing(&blob.digest, blob.size);
                 Ok(false)
             }
-            Claim::Fetch(writer) => {
+            Claim::Fetch(mut writer) => {
+                if attempt != Attempt::First {
+                    let restarted = writer.restart().await;
+                    restarted.map_err(|source| self.cache_error(source))?;
+                }
                 if announcer.is_awaited() {
                     announcer.announce(Stage::Arriving(writer.reader()));
                 }
-                self.download(blob, writer).await.map(|()| true)
+                self.download(blob, source, writer, attempt).await?;
+                Ok(true)
             }
         }
     }
 
     /// Brings what is missing of a blob until it is whole or the retries are used up.
-    async fn download(&self, blob: &Descriptor, writer: BlobWriter) -> Result<()> {
+    async fn download(
+        &self,
+        blob: &Descriptor,
+        source: &BlobDownload,
+        writer: BlobWriter,
+        attempt: Attempt,
+    ) -> Result<()> {
         let output = &self.run.output;
         let transfer = output.transfer(Direction::Download, &blob.digest, blob.size);
         if writer.kept() > 0 {
@@ -239,7 +296,7 @@ impl Pull<'_> {
             transfer.kept(writer.kept());
         }
         let download = Download::new(
-            self.client.blob_download(&self.source.repository, blob),
+            source.clone(),
             &writer,
             &transfer,
             &self.run.roads.source.bandwidth,
@@ -248,12 +305,15 @@ impl Pull<'_> {
             format!("GET blob {} of {}", blob.digest, self.image()),
         );
         // Boxed: the state of everything nested would else be one value of many kilobytes for each blob.
-        let fetched = download.run().boxed().await;
-        drop(download);
-        fetched.map_err(|failure| match failure {
+        let fetched = match attempt {
+            Attempt::First | Attempt::Anew => download.run().boxed(),
+            Attempt::Decoded => download.run_decoded().boxed(),
+        };
+        fetched.await.map_err(|failure| match failure {
             download::Failure::Registry(source) => self.pull_error(source),
             download::Failure::Cache(source) => self.cache_error(source),
         })?;
+        drop(download);
         let finished = writer.finish().await;
         finished.map_err(|source| self.cache_error(source))?;
         transfer.complete();

@@ -7,7 +7,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 
 use crate::{
     error::handlers,
-    image::{Descriptor, Digest, ImageName, Manifest, RawManifest, Reference},
+    image::{Descriptor, Digest, ImageName, Manifest, RawManifest, Reference, RepositoryPath},
     output::Direction,
     registry::{self, BlobSource, BlobUpload, RegistryClient, Uploaded},
 };
@@ -33,6 +33,8 @@ const TOO_SMALL_TO_FOLLOW: u64 = 256 * 1024;
 pub(super) struct Push<'a> {
     pub(super) run: &'a Run,
     pub(super) client: &'a RegistryClient,
+    /// The image's repository at its source, where that is the same registry: what is there can be mounted.
+    pub(super) origin: Option<&'a RepositoryPath>,
     pub(super) target: RegistryImage,
     pub(super) cached: &'a ImageName,
 }
@@ -225,11 +227,10 @@ impl Push<'_> {
             cache,
             output,
             roads,
-            known,
             ..
         } = self.run;
         let (address, repository) = (self.client.address(), &self.target.repository);
-        let elsewhere = known.elsewhere(address, repository, &blob.digest);
+        let elsewhere = self.elsewhere(blob);
         let road = roads.to(address);
         let mut arrival = arrival.clone();
         loop {
@@ -285,6 +286,19 @@ impl Push<'_> {
                 Err(error) => return Err(self.push_error(error).into()),
             }
         }
+    }
+
+    /// Another repository of the registry that has the blob (registry rule U16).
+    fn elsewhere(&self, blob: &Descriptor) -> Option<RepositoryPath> {
+        // Whoever wants blobs to be sent anew suspects those that are there.
+        if self.run.options.existing_blobs == ExistingBlobs::Upload {
+            return None;
+        }
+        let repository = &self.target.repository;
+        let origin = self.origin.filter(|origin| *origin != repository);
+        let known = &self.run.known;
+        let sent = known.elsewhere(self.client.address(), repository, &blob.digest);
+        sent.or_else(|| origin.cloned())
     }
 
     async fn has_blob(&self, blob: &Descriptor) -> Result<bool> {

@@ -287,6 +287,8 @@ impl Run {
                 };
             }
         };
+        let digest = tree.root.digest().clone();
+        pull.tell_of_foreign_layers(&tree);
         tree.plan(1 + missing(&there), &self.output);
         let (announcers, arrivals): (Vec<_>, Vec<_>) =
             tree.blobs().map(|_| arrival::expected()).unzip();
@@ -302,7 +304,8 @@ impl Run {
     /// Fills the cache, and nothing else.
     async fn fill(&self, pull: &Pull<'_>) -> Result<(Digest, bool)> {
         let _moving = self.moving.acquire().await;
-        let tree = pull.tree(None).await?;
+        // What a mirror leaves with its publisher is to be here for whoever has nothing but the cache (registry rule D7).
+        let tree = pull.tree(None).await?.with_foreign();
         tree.plan(1, &self.output);
         let announcers = tree.blobs().map(|_| arrival::expected().0).collect();
         let moved = pull.keep(&tree, announcers).await?;
@@ -421,9 +424,14 @@ impl Run {
                 image: job.cached.clone(),
                 source,
             })?;
+        let origin = job.source.as_ref().filter(|source| {
+            let source = self.client(&source.registry);
+            source.is_ok_and(|source| source.address() == client.address())
+        });
         Ok(Push {
             run: self,
             client,
+            origin: origin.map(|origin| &origin.repository),
             target,
             cached: &job.cached,
         })

@@ -146,6 +146,14 @@ impl ImageTree {
         })
     }
 
+    /// The same, with the layers that stay with their publisher among those that travel.
+    pub(super) fn with_foreign(mut self) -> Self {
+        self.layers.append(&mut self.foreign);
+        self.layers
+            .sort_by_key(|layer| std::cmp::Reverse(layer.size));
+        self
+    }
+
     /// Every blob of the image.
     pub(super) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.layers.iter().chain(&self.configs)

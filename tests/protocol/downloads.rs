@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use docker_image_pusher::transfer::ImageJob;
 use futures::future::join_all;
 
 use crate::support::Result;
@@ -188,8 +189,8 @@ async fn wrong_bytes_are_fetched_once_more() -> Result<()> {
 
 // D7
 #[tokio::test]
-async fn a_layer_that_its_registry_lacks_is_fetched_from_its_publisher_and_not_pushed() -> Result<()>
-{
+async fn a_layer_that_its_registry_lacks_comes_from_its_publisher_into_the_cache_and_is_not_pushed()
+-> Result<()> {
     let publisher = FakeRegistry::start()?;
     // The digest of the layer is known once the image is made, and stands in its own URL: so it is made twice.
     let probe = Sample::nondistributable(1, &[String::new()]);
@@ -205,7 +206,15 @@ async fn a_layer_that_its_registry_lacks_is_fetched_from_its_publisher_and_not_p
     publisher.put_blob("any", &content);
     let way = Way::of(sample)?;
     way.source.remove_blob(FROM, &digest);
+    // Registries leave the layer where it is; who fills the cache has nothing else later.
     way.copies().await;
+    assert_eq!(publisher.requests().len(), 0);
+    let fill = ImageJob {
+        destinations: Vec::new(),
+        ..way.job()
+    };
+    let report = way.run(&[fill]).await;
+    assert!(report.failures().next().is_none(), "{report:?}");
     let asked = publisher.requests();
     assert_eq!(
         asked.len(),

@@ -122,6 +122,12 @@ impl BlobWriter {
         Ok(())
     }
 
+    /// Up to where bytes are taken without waiting for the hash, with room for what is on its way already. Whoever asks for
+    /// bytes behind that holds a connection that those at the hash may need.
+    pub fn reach(&self) -> u64 {
+        self.arrival.lock().pieces.hashed().saturating_add(LAG / 2)
+    }
+
     /// Waits while the hash is too far behind `end`.
     async fn stay_near_the_hash(&self, end: u64) -> Result<()> {
         if self.arrival.lock().pieces.hashed().saturating_add(LAG) >= end {

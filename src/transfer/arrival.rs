@@ -49,6 +49,11 @@ impl Arrival {
         Self(watch::channel(Stage::Here).1)
     }
 
+    /// Where the blob is.
+    pub(super) fn now(&self) -> Stage {
+        self.0.borrow().clone()
+    }
+
     /// Waits until there is something to read, or never will be.
     pub(super) async fn readable(&mut self) -> Stage {
         let changed = self

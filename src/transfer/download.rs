@@ -3,6 +3,7 @@
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +22,9 @@ use super::{bandwidth::Bandwidth, parts::Parts};
 
 /// Ranges of one blob at once. How many connections a registry bears is its limiter's business; this bounds what we hold.
 const RANGES_AT_ONCE: usize = 64;
+
+/// How often it is looked whether the hash has caught up.
+const HASH_PAUSE: Duration = Duration::from_millis(20);
 
 /// Progress after which failures are counted from zero (registry rule R21).
 const PROGRESS: u64 = 1024 * 1024;
@@ -113,27 +117,34 @@ impl<'a> Download<'a> {
         // Kept over the rounds: who gives up waiting for a connection loses its place in the queue.
         let mut waiting: Option<BoxFuture<'_, ConnectionSlot>> = None;
         loop {
-            let is_all_asked = self.parts.lock().is_empty();
-            if is_all_asked && ranges.is_empty() {
+            let next = self.parts.lock().next();
+            if next.is_none() && ranges.is_empty() {
                 return Ok(());
             }
-            if waiting.is_none() && ranges.len() < self.at_once() && !is_all_asked {
+            // What the hash is too far behind for would wait with a connection in hand, which the bytes at the hash may need.
+            let is_too_far = next.is_some_and(|start| start >= self.writer.reach());
+            if next.is_none() || is_too_far || ranges.len() >= self.at_once() {
+                waiting = None;
+            } else if waiting.is_none() {
                 waiting = Some(self.connection().boxed());
             }
             tokio::select! {
                 slot = granted(&mut waiting), if waiting.is_some() => {
                     waiting = None;
-                    ranges.push(self.fetch_next(slot));
+                    let part = self.parts.lock().take();
+                    ranges.extend(part.map(|part| self.fetch(slot, part)));
                 }
                 Some(outcome) = ranges.next(), if !ranges.is_empty() => match outcome? {
                     Outcome::Came => {}
                     Outcome::Broken(broken) => self.bear(broken)?,
                     Outcome::Whole(stream) => {
                         ranges.clear();
+                        drop(waiting);
                         return self.fetch_whole(stream).await;
                     }
                 },
                 () = self.begun.notified() => {}
+                () = tokio::time::sleep(HASH_PAUSE), if is_too_far => {}
             }
         }
     }
@@ -157,18 +168,20 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Waits out the pause after a failure, then for a connection.
+    /// Waits out the pause after a failure, then for a connection; a failure meanwhile has a pause of its own.
     async fn connection(&self) -> ConnectionSlot {
-        let not_before = self.course.lock().not_before;
-        tokio::time::sleep_until(not_before).await;
-        self.source.slot().await
+        loop {
+            let not_before = self.course.lock().not_before;
+            tokio::time::sleep_until(not_before).await;
+            let slot = self.source.slot().await;
+            if self.course.lock().not_before <= Instant::now() {
+                return slot;
+            }
+        }
     }
 
-    /// Fetches the next part, as far as it comes.
-    async fn fetch_next(&self, slot: ConnectionSlot) -> Result<Outcome, Failure> {
-        let Some(part) = self.parts.lock().take() else {
-            return Ok(Outcome::Came);
-        };
+    /// Fetches a part, as far as it comes.
+    async fn fetch(&self, slot: ConnectionSlot, part: Range<u64>) -> Result<Outcome, Failure> {
         let attempt = self.begin();
         let asked = Instant::now();
         let mut stream = match self.source.range_in(slot, part.clone()).await {

@@ -106,6 +106,13 @@ impl State {
         if self.free == 0 {
             return None;
         }
+        // Those that are gone would each give their slot back from within this hand-over.
+        while self.small.front().is_some_and(Waiter::is_gone) {
+            self.small.pop_front();
+        }
+        while self.large.peek().is_some_and(Waiter::is_gone) {
+            self.large.pop();
+        }
         let prefers_small = self.large.is_empty() || self.small_running < self.small_share;
         let small = if prefers_small {
             self.small.pop_front()
@@ -128,6 +135,12 @@ impl Drop for Slot {
             state.small_running -= usize::from(self.is_small);
         }
         self.lanes.grant();
+    }
+}
+
+impl Waiter {
+    fn is_gone(&self) -> bool {
+        self.turn.is_closed()
     }
 }
 
@@ -216,6 +229,22 @@ mod tests {
         drop(given_up);
         drop(lanes.slot(1).await);
         assert_eq!(lanes.0.lock().free, 1);
+    }
+
+    #[tokio::test]
+    async fn a_crowd_that_gave_up_is_passed_over() {
+        let lanes = Lanes::new(1);
+        let first = lanes.slot(1).await;
+        let crowd: Vec<_> = (0..50_000)
+            .map(|number| {
+                let mut waiting = Box::pin(lanes.slot(number % 3 * SMALL));
+                assert!((&mut waiting).now_or_never().is_none());
+                waiting
+            })
+            .collect();
+        drop(crowd);
+        drop(first);
+        drop(lanes.slot(1).await);
     }
 
     proptest! {

@@ -25,6 +25,9 @@ mod run;
 mod tar;
 mod tree;
 
+/// Blobs of one image that are thought of at once; far more than travel.
+const BLOBS_AT_ONCE: usize = 256;
+
 pub use error::{Error, Result};
 pub use image_manager::{ImageManager, OperationMode};
 pub use job::{

@@ -82,9 +82,9 @@ impl Parts {
         self.rest.insert(place, part);
     }
 
-    /// Whether there is something left to ask for.
-    pub(super) fn is_empty(&self) -> bool {
-        self.rest.is_empty()
+    /// Where the next part begins, if there is one.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.rest.front().map(|range| range.start)
     }
 
     /// Learns from a part that came.
@@ -188,7 +188,7 @@ mod tests {
                 }
                 asked.push(part);
             }
-            prop_assert!(parts.is_empty());
+            prop_assert_eq!(parts.next(), None);
             asked.sort_by_key(|part| part.start);
             let mut joined: Vec<Range<u64>> = Vec::new();
             for part in asked {

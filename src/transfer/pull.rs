@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Error, RegistryImage, Result, Run,
+    BLOBS_AT_ONCE, Error, RegistryImage, Result, Run,
     arrival::{Announcer, Stage},
     download::{self, Download},
     tree::ImageTree,
@@ -74,19 +74,27 @@ impl Pull<'_> {
     /// Brings the blobs of an image into the cache and lets the image be seen there. Each blob is announced as it comes, in the
     /// order of [`ImageTree::blobs`]. Tells whether anything was fetched.
     pub(super) async fn keep(&self, tree: &ImageTree, announcers: Vec<Announcer>) -> Result<bool> {
-        // Largest first, all at once: the run's lanes decide how many travel.
-        // A list of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
-        // (rust-lang/rust#102211), and the operator's runs move between threads.
-        let blobs = tree.blobs().zip(announcers);
-        let downloads: Vec<_> = blobs
-            .map(|(blob, announcer)| self.fetch_blob(blob, announcer))
-            .collect();
-        let fetched = stream::iter(downloads)
-            .buffer_unordered(usize::MAX)
-            .try_fold(0_u64, |count, fetched| async move {
-                Ok(count + u64::from(fetched))
-            })
-            .await?;
+        // Largest first, many at once: the run's lanes decide how many travel.
+        // Lists of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
+        // (rust-lang/rust#102211), and the operator's runs move between threads. And not one list of all: a hostile image
+        // has some hundred thousand blobs.
+        let mut fetched = 0_u64;
+        let mut blobs = tree.blobs().zip(announcers);
+        loop {
+            let crowd = blobs.by_ref().take(BLOBS_AT_ONCE);
+            let downloads: Vec<_> = crowd
+                .map(|(blob, announcer)| self.fetch_blob(blob, announcer))
+                .collect();
+            if downloads.is_empty() {
+                break;
+            }
+            fetched += stream::iter(downloads)
+                .buffer_unordered(usize::MAX)
+                .try_fold(0_u64, |count, fetched| async move {
+                    Ok(count + u64::from(fetched))
+                })
+                .await?;
+        }
         let known = self.is_cached_as(tree.root.digest()).await?;
         if !known || fetched > 0 {
             self.store(tree).await?;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    Error, ExistingBlobs, RegistryImage, Result, Run,
+    BLOBS_AT_ONCE, Error, ExistingBlobs, RegistryImage, Result, Run,
     arrival::{Arrival, Stage},
     incoming::{Incoming, Notes},
     tree::ImageTree,
@@ -75,16 +75,21 @@ impl Push<'_> {
         tree: &ImageTree,
         arrivals: &[Arrival],
     ) -> Result<(), NotSent> {
-        // A list of futures: see the note in pull.rs.
-        let sends: Vec<_> = tree
-            .blobs()
-            .zip(arrivals)
-            .map(|(blob, arrival)| self.send_blob(blob, self.question(tree, blob), arrival))
-            .collect();
-        stream::iter(sends)
-            .buffer_unordered(usize::MAX)
-            .try_collect::<()>()
-            .await?;
+        // Lists of futures: see the note in pull.rs.
+        let mut blobs = tree.blobs().zip(arrivals);
+        loop {
+            let crowd = blobs.by_ref().take(BLOBS_AT_ONCE);
+            let sends: Vec<_> = crowd
+                .map(|(blob, arrival)| self.send_blob(blob, self.question(tree, blob), arrival))
+                .collect();
+            if sends.is_empty() {
+                break;
+            }
+            stream::iter(sends)
+                .buffer_unordered(usize::MAX)
+                .try_collect::<()>()
+                .await?;
+        }
         for child in &tree.children {
             self.send_manifest(&Reference::Digest(child.digest().clone()), child, tree)
                 .await?;
@@ -236,7 +241,7 @@ impl Push<'_> {
         loop {
             // A blob that another repository has may need no bytes at all.
             let stage = match elsewhere {
-                Some(_) => Stage::Here,
+                Some(_) => arrival.now(),
                 None if blob.size <= TOO_SMALL_TO_FOLLOW => arrival.settled().await,
                 None => arrival.readable().await,
             };

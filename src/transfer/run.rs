@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt,
     future::{join, join_all},
-    stream::FuturesUnordered,
 };
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -29,6 +28,9 @@ use super::{
     tree::ImageTree,
 };
 
+/// A shorter pause was waited for already, within the operation that was asked to.
+const SHORTEST_PARKING: Duration = Duration::from_mins(5);
+
 /// Images a run asks about at once: questions are small, but each costs a round trip.
 const QUESTIONS_AT_ONCE: usize = 64;
 
@@ -48,6 +50,8 @@ pub struct Run {
     registries: Registries,
     deadline: Option<Deadline>,
     parks: bool,
+    /// One permit per image that is asked about or moved.
+    asking: Semaphore,
     /// One permit per image that is moved.
     moving: Semaphore,
     /// Slots and bandwidth, per direction.
@@ -82,6 +86,7 @@ impl Run {
             registries,
             deadline: None,
             parks: false,
+            asking: Semaphore::new(QUESTIONS_AT_ONCE),
             moving: Semaphore::new(IMAGES_AT_ONCE),
             roads: Roads::new(options),
             downloads: KeyedLock::default(),
@@ -110,18 +115,9 @@ impl Run {
             Ok(guard) => guard,
             Err(error) => return self.all_failed(jobs, error),
         };
-        // Images begin as others end, in whatever order: a list of all of them would hold a thousand plans at once, and one
-        // that waits for its registry must not hold up the rest.
-        let (mut running, mut images) = (FuturesUnordered::new(), Vec::with_capacity(jobs.len()));
-        for (position, job) in jobs.iter().enumerate() {
-            if running.len() >= QUESTIONS_AT_ONCE {
-                images.extend(running.next().await);
-            }
-            running.push(async move { (position, self.image_report(job).await) });
-        }
-        images.extend(running.collect::<Vec<_>>().await);
-        images.sort_by_key(|(position, _)| *position);
-        let images = images.into_iter().map(|(_, image)| image).collect();
+        // Images begin as others end, in whatever order: one that waits for its registry must not hold up the rest.
+        let running: Vec<_> = jobs.iter().map(|job| self.image_report(job)).collect();
+        let images = join_all(running).await;
         RunReport { images }
     }
 
@@ -209,7 +205,8 @@ impl Run {
         let mut parked = Duration::ZERO;
         loop {
             let copied = self.copy_until(job, parked).await;
-            let Some(pause) = copied.quota_wait().filter(|_| self.parks) else {
+            let pause = copied.quota_wait();
+            let Some(pause) = pause.filter(|pause| self.parks && *pause > SHORTEST_PARKING) else {
                 return copied;
             };
             self.output.info(format!(
@@ -223,10 +220,15 @@ impl Run {
     }
 
     async fn copy_until(&self, job: &ImageJob, parked: Duration) -> Copied {
-        let Some(Deadline { at, timeout }) = self.deadline else {
-            return self.copy(job).boxed().await;
+        // Boxed when its turn comes, and given up before a pause: a list of a thousand images holds few that are at work.
+        let copy = async {
+            let _asking = self.asking.acquire().await;
+            self.copy(job).boxed().await
         };
-        let copied = tokio::time::timeout_at(at + parked, self.copy(job).boxed()).await;
+        let Some(Deadline { at, timeout }) = self.deadline else {
+            return copy.await;
+        };
+        let copied = tokio::time::timeout_at(at + parked, copy).await;
         copied.unwrap_or_else(|_| {
             let image = job.cached.clone();
             Copied::not_fetched(None, Error::RunTimedOut { image, timeout })

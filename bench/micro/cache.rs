@@ -98,6 +98,7 @@ fn image(number: usize) -> (StoredImage, Bytes) {
         registry: "https://registry.example".to_owned(),
         root: RawManifest::new(bytes, None, Algorithm::Sha256).unwrap(),
         children: Vec::new(),
+        missing: Vec::new(),
         pinned: false,
     };
     (image, config)

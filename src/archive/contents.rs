@@ -370,6 +370,7 @@ pub(super) async fn store_tree(
             registry: origin.to_owned(),
             root: root.clone(),
             children: children.to_vec(),
+            missing: Vec::new(),
             // Another archive may take the name before this image is sent on.
             pinned: true,
         };

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
 };
 
 use tokio::sync::{Notify, Semaphore};
@@ -45,6 +45,9 @@ pub(super) struct Arrival {
 pub(super) struct State {
     pub(super) pieces: Pieces,
     pub(super) end: Option<End>,
+    /// How many write and hash.
+    pub(super) threads: usize,
+    /// One of them is at it, and so on.
     pub(super) is_writing: bool,
     pub(super) is_hashing: bool,
     pub(super) is_syncing: bool,
@@ -108,6 +111,7 @@ impl Arrival {
             state: Mutex::new(State {
                 pieces,
                 end: None,
+                threads: 0,
                 is_writing: false,
                 is_hashing: false,
                 is_syncing: false,
@@ -199,7 +203,12 @@ impl Arrival {
     }
 
     /// Where a reader finds bytes from `offset`, at most `limit` of them.
-    pub(super) fn find(&self, reader: u64, offset: u64, limit: usize) -> io::Result<Found> {
+    pub(super) fn find(
+        &self,
+        reader: &OnceLock<u64>,
+        offset: u64,
+        limit: usize,
+    ) -> io::Result<Found> {
         let size = self.descriptor.size;
         let mut state = self.lock();
         let end = match &state.end {
@@ -208,6 +217,7 @@ impl Arrival {
             Some(end) => return Err(io::Error::other(end.for_readers())),
         };
         let wanted = offset.saturating_add(u64::try_from(limit).unwrap_or(u64::MAX));
+        let reader = *reader.get_or_init(|| state.pieces.begin_reading());
         Ok(state.pieces.find(reader, offset, wanted.min(end)))
     }
 }

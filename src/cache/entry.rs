@@ -33,6 +33,9 @@ pub struct CacheEntry {
     /// Whether it is here only as a child of an index. Absent means that somebody asked for it by this name.
     #[serde(default, skip_serializing_if = "is_false")]
     pub child: bool,
+    /// What the image names and its source did not have, by digest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
     /// What others wrote into the entry.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -83,6 +86,7 @@ impl CacheEntry {
             blobs: BTreeMap::new(),
             registry: None,
             child: false,
+            missing: Vec::new(),
             other: Map::new(),
         };
         // A manifest that was accepted once parses again; bytes nobody understands have no blobs to describe.
@@ -123,6 +127,10 @@ impl CacheEntry {
         key == index_key(&repository, &reference)
             && place_is_ours
             && config_is_sound
+            && self
+                .missing
+                .iter()
+                .all(|digest| digest.parse::<Digest>().is_ok())
             && self.blobs.iter().all(|(digest, blob)| {
                 digest
                     .parse::<Digest>()
@@ -143,8 +151,10 @@ impl CacheEntry {
         }
         // Asked for by name once, it stays so until it is cleaned by name.
         self.child &= former.child;
+        // Without an origin it was made from the files, which know nothing of the source.
         if self.registry.is_none() {
             self.registry = former.registry;
+            self.missing = former.missing;
         }
     }
 }

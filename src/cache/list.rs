@@ -38,7 +38,8 @@ pub struct ListedImage {
     pub size: u64,
     /// Address of the registry it came from, if known.
     pub registry: Option<String>,
-    /// Manifests its index names that are not in the cache, as after a pull of some platforms.
+    /// Manifests its index names that are not in the cache, as after a pull of some platforms. What its source did not have
+    /// is not counted.
     pub missing_manifests: usize,
     /// Blobs its manifests name that are not in the cache.
     pub missing_blobs: usize,
@@ -97,12 +98,14 @@ impl Cache {
 
 /// What was found below one image.
 #[derive(Default)]
-struct Contents {
+struct Contents<'a> {
     seen: HashSet<Digest>,
     blobs: BTreeMap<Digest, bool>,
     platforms: Vec<Platform>,
     size: u64,
     missing_manifests: usize,
+    /// What its source did not have.
+    absent: &'a [String],
 }
 
 fn describe(
@@ -111,16 +114,20 @@ fn describe(
     root: &RawManifest,
     entries: &Entries,
 ) -> Result<ListedImage> {
-    let mut contents = Contents::default();
-    add(layout, &reference.name, root, None, 0, &mut contents)?;
     let key = index_key(&reference.name.repository, &reference.name.reference);
+    let entry = entries.get(&key);
+    let mut contents = Contents {
+        absent: entry.map_or(&[], |entry| &entry.missing),
+        ..Contents::default()
+    };
+    add(layout, &reference.name, root, None, 0, &mut contents)?;
     Ok(ListedImage {
         name: reference.name.clone(),
         digest: root.digest().clone(),
         media_type: root.media_type().clone(),
         platforms: contents.platforms,
         size: contents.size,
-        registry: entries.get(&key).and_then(|entry| entry.registry.clone()),
+        registry: entry.and_then(|entry| entry.registry.clone()),
         missing_manifests: contents.missing_manifests,
         missing_blobs: contents.blobs.values().filter(|present| !**present).count(),
     })
@@ -133,7 +140,7 @@ fn add(
     manifest: &RawManifest,
     platform: Option<Platform>,
     depth: usize,
-    contents: &mut Contents,
+    contents: &mut Contents<'_>,
 ) -> Result<()> {
     if !contents.seen.insert(manifest.digest().clone()) {
         return Ok(());
@@ -174,6 +181,7 @@ fn add(
                     Stored::Manifest(below) if depth < MAX_DEPTH => {
                         add(layout, name, &below, child.platform, depth + 1, contents)?;
                     }
+                    _ if contents.absent.contains(&child.digest.to_string()) => {}
                     _ => contents.missing_manifests += 1,
                 }
             }
@@ -251,6 +259,61 @@ mod tests {
             (listed[0].missing_manifests, listed[0].missing_blobs),
             (1, 1)
         );
+    }
+
+    #[tokio::test]
+    async fn what_the_source_did_not_have_is_not_missing() {
+        let fixture = fixture();
+        let amd = image(&fixture.cache, &config("x", "amd64"), &[b"amd"]).await;
+        let arm = image(&fixture.cache, &config("x", "arm64"), &[b"arm"]).await;
+        let root = index_of(&[(&amd, "amd64"), (&arm, "arm64")]);
+        let mut wanted = stored("app", "1", &root);
+        wanted.children = vec![amd];
+        wanted.missing = vec![arm.digest().clone()];
+        wanted.pinned = true;
+        fixture.cache.store_image(wanted.clone()).await.unwrap();
+        let cache = fixture.reopened();
+        assert!(
+            cache
+                .list()
+                .await
+                .unwrap()
+                .iter()
+                .all(super::ListedImage::is_complete)
+        );
+        // A run that goes on with exactly this image asks by its digest.
+        let digest = root.digest().to_string();
+        for reference in ["1", &digest] {
+            let (repository, reference) = ("app".parse().unwrap(), reference.parse().unwrap());
+            let missing = cache.missing(&repository, &reference).await;
+            assert_eq!(missing, [arm.digest().clone()]);
+        }
+
+        // Entries of damaged files are made again from the folders, which know nothing of the source.
+        let path = cache.directory().join("index.json");
+        let mut index = fixture.index();
+        index["broken"] = index["app/1"].clone();
+        std::fs::write(&path, index.to_string()).unwrap();
+        let cache = fixture.reopened();
+        assert!(
+            cache
+                .list()
+                .await
+                .unwrap()
+                .iter()
+                .all(super::ListedImage::is_complete)
+        );
+
+        // What comes later counts, and may get lost.
+        wanted.children.push(arm.clone());
+        wanted.missing.clear();
+        cache.store_image(wanted).await.unwrap();
+        let child = cache
+            .directory()
+            .join("manifests/app")
+            .join(arm.digest().to_string());
+        std::fs::remove_file(child).unwrap();
+        assert!(!cache.list().await.unwrap()[0].is_complete());
     }
 
     #[tokio::test]

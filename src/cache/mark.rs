@@ -93,13 +93,12 @@ impl<'a> Marks<'a> {
         let Stored::Manifest(manifest) = reference.read()? else {
             return Ok(false);
         };
-        let subject = match manifest.parse() {
-            Ok(Manifest::Image(image)) => image.subject,
-            Ok(Manifest::Index(_)) | Err(_) => None,
+        let Ok(parsed) = manifest.parse() else {
+            return Ok(false);
         };
-        Ok(subject.is_some_and(|subject| {
+        Ok(parsed.subject().is_some_and(|subject| {
             self.digests
-                .contains(&(&reference.name.repository, subject.digest))
+                .contains(&(&reference.name.repository, subject.digest.clone()))
         }))
     }
 }
@@ -125,8 +124,37 @@ fn unreadable(reference: &StoredReference, reason: String) -> Error {
 mod tests {
     use serde_json::json;
 
-    use super::super::testing::{fixture, layer, put, raw, store_small, stored};
+    use super::super::testing::{fixture, layer, put, raw, read, store_small, stored};
     use crate::{cache::CleanRequest, image::MediaType};
+
+    #[tokio::test]
+    async fn what_is_about_an_image_stays_with_it_also_if_it_is_an_index() {
+        let fixture = fixture();
+        store_small(&fixture.cache, "app", "1", b"one").await;
+        let subject = read(&fixture.cache, "app", "1").await.unwrap();
+        let about = raw(&json!({
+            "schemaVersion": 2, "mediaType": MediaType::OCI_INDEX, "manifests": [],
+            "subject": {"mediaType": subject.media_type(), "digest": subject.digest(), "size": subject.size()},
+        }));
+        let digest = about.digest().to_string();
+        let mut image = stored("app", "1", &subject);
+        image.pinned = true;
+        image.children = vec![about.clone()];
+        fixture.cache.store_image(image).await.unwrap();
+        let other = CleanRequest {
+            only: Some(("other".parse().unwrap(), None)),
+            ..CleanRequest::default()
+        };
+        store_small(&fixture.cache, "other", "1", b"other").await;
+        fixture.cache.clean(&other).await.unwrap();
+        assert_eq!(read(&fixture.cache, "app", &digest).await, Some(about));
+        let image = CleanRequest {
+            only: Some(("app".parse().unwrap(), Some("1".parse().unwrap()))),
+            ..CleanRequest::default()
+        };
+        fixture.cache.clean(&image).await.unwrap();
+        assert_eq!(read(&fixture.cache, "app", &digest).await, None);
+    }
 
     #[tokio::test]
     async fn a_blob_that_an_index_names_stays_with_it() {

@@ -15,8 +15,8 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a cache has unless it is told otherwise: room for eight blobs with full queues.
-const DEFAULT: usize = 32 * 1024 * 1024;
+/// What a cache has unless it is told otherwise: a thread busy with each of eight blobs, and as much for readers behind them.
+const DEFAULT: usize = 16 * 1024 * 1024;
 
 /// A budget of bytes. Clones share it.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ struct Budget {
     limit: usize,
     free: Arc<Semaphore>,
     kept: Mutex<BTreeMap<u64, KeptBytes>>,
+    /// How many bytes these are.
+    kept_bytes: AtomicUsize,
     next: AtomicU64,
     waiting: AtomicUsize,
 }
@@ -72,6 +74,7 @@ impl Memory {
                 limit,
                 free: Arc::new(Semaphore::new(limit)),
                 kept: Mutex::default(),
+                kept_bytes: AtomicUsize::new(0),
                 next: AtomicU64::new(0),
                 waiting: AtomicUsize::new(0),
             }),
@@ -83,9 +86,11 @@ impl Memory {
         self.budget.limit - self.budget.free.available_permits()
     }
 
-    /// Whether little is left, so that pieces had better be worked off than collected.
+    /// Whether little is left, so that pieces had better be worked off than collected. What is kept for readers can be had.
     pub(super) fn is_scarce(&self) -> bool {
-        self.budget.free.available_permits() < self.budget.limit / 4
+        let budget = &self.budget;
+        let kept = budget.kept_bytes.load(Ordering::Relaxed);
+        budget.free.available_permits() + kept < budget.limit / 4
     }
 
     /// A share, if there is room or can be made.
@@ -124,6 +129,7 @@ impl Memory {
         }
         let share = budget.try_take(bytes.len())?;
         let number = budget.next.fetch_add(1, Ordering::Relaxed);
+        budget.kept_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         let kept = KeptBytes {
             bytes,
             _share: share,
@@ -150,10 +156,19 @@ impl Budget {
     /// Drops kept pieces until so many bytes are free, or none is left.
     fn make_room(&self, bytes: usize) {
         while self.free.available_permits() < bytes {
-            if self.kept().pop_first().is_none() {
-                return;
+            let oldest = self.kept().pop_first();
+            match oldest {
+                Some((_, oldest)) => self.give_back(oldest),
+                None => return,
             }
         }
+    }
+
+    /// Never under the lock: the bytes may go back to the system.
+    fn give_back(&self, kept: KeptBytes) {
+        self.kept_bytes
+            .fetch_sub(kept.bytes.len(), Ordering::Relaxed);
+        drop(kept);
     }
 }
 
@@ -167,7 +182,10 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.budget.kept().remove(&self.number);
+        let kept = self.budget.kept().remove(&self.number);
+        if let Some(kept) = kept {
+            self.budget.give_back(kept);
+        }
     }
 }
 

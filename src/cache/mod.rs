@@ -45,7 +45,7 @@ use std::{
 };
 
 use crate::{
-    image::{ImageName, RawManifest, Reference, Repository},
+    image::{Digest, ImageName, RawManifest, Reference, Repository},
     output::OutputManager,
 };
 
@@ -190,20 +190,31 @@ impl Cache {
 
     /// Address of the registry an image came from, where the index knows it.
     pub async fn origin(&self, repository: &Repository, reference: &Reference) -> Option<String> {
+        self.entry(repository, reference).await?.registry
+    }
+
+    /// What an image names and its source did not have, where the index knows it: nobody need look for that.
+    pub async fn missing(&self, repository: &Repository, reference: &Reference) -> Vec<Digest> {
+        let entry = self.entry(repository, reference).await;
+        let missing = entry.map(|entry| entry.missing).unwrap_or_default();
+        missing
+            .iter()
+            .filter_map(|digest| digest.parse().ok())
+            .collect()
+    }
+
+    async fn entry(&self, repository: &Repository, reference: &Reference) -> Option<CacheEntry> {
         let entry = self
             .index
             .entry(&self.shared.layout, &self.output, repository, reference)
             .await;
-        match entry {
-            Ok(entry) => entry?.registry,
-            Err(error) => {
-                self.output.warning(format!(
-                    "the origin of the cached image is unknown: {}",
-                    crate::error::handlers::message(&error)
-                ));
-                None
-            }
-        }
+        entry.unwrap_or_else(|error| {
+            self.output.warning(format!(
+                "the origin of the cached image is unknown: {}",
+                crate::error::handlers::message(&error)
+            ));
+            None
+        })
     }
 }
 

@@ -20,6 +20,9 @@ use super::{
 /// Most that one blob keeps for its readers: what they lag behind in two round trips of 10 ms at 100 MB/s.
 const KEPT_LIMIT: u64 = 2 * 1024 * 1024;
 
+/// A smaller blob is read again soon, if at all, and gains little.
+const LARGE: u64 = 8 * 1024 * 1024;
+
 /// What a piece holds as long as it is in memory.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -36,11 +39,28 @@ pub(super) enum Hold {
     Spare { _spare: OwnedSemaphorePermit },
 }
 
+/// A piece in memory.
 #[derive(Debug)]
-struct Piece {
+pub(super) struct Piece {
     bytes: Bytes,
     is_written: bool,
     _room: Arc<Room>,
+}
+
+/// Pieces that follow each other, to be written.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) offset: u64,
+    pub(super) pieces: Vec<Bytes>,
+    /// Nobody will read it from the file soon.
+    pub(super) passes: bool,
+}
+
+impl Run {
+    pub(super) fn range(&self) -> Range<u64> {
+        let length: usize = self.pieces.iter().map(Bytes::len).sum();
+        self.offset..self.offset + length as u64
+    }
 }
 
 /// What the hash takes next.
@@ -79,8 +99,9 @@ pub(super) struct Pieces {
     /// The end of the pieces that follow each other in memory from there.
     fed: u64,
     kept: BTreeMap<u64, (Kept, u64)>,
-    /// How far each reader is.
+    /// How far each reader is that has begun.
     readers: BTreeMap<u64, u64>,
+    expected_readers: usize,
     next_reader: u64,
 }
 
@@ -98,6 +119,7 @@ impl Pieces {
             fed: hashed,
             kept: BTreeMap::new(),
             readers: BTreeMap::new(),
+            expected_readers: 0,
             next_reader: 0,
         }
     }
@@ -149,29 +171,52 @@ impl Pieces {
     }
 
     /// The next pieces to be written, about `limit` bytes of them, in the order of the file.
-    pub(super) fn next_to_write(&mut self, limit: u64) -> Vec<(u64, Bytes)> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while bytes < limit
+    pub(super) fn next_to_write(&mut self, limit: u64) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        let (mut taken, mut end) = (0, 0);
+        while taken < limit
             && let Some(offset) = self.unwritten.pop_first()
             && let Some(piece) = self.in_memory.get(&offset)
         {
-            bytes += piece.bytes.len() as u64;
-            batch.push((offset, piece.bytes.clone()));
+            let bytes = piece.bytes.clone();
+            let length = bytes.len() as u64;
+            let passes = self.passes(offset, offset + length);
+            match runs.last_mut() {
+                Some(run) if end == offset && run.passes == passes => run.pieces.push(bytes),
+                _ => runs.push(Run {
+                    offset,
+                    pieces: vec![bytes],
+                    passes,
+                }),
+            }
+            taken += length;
+            end = offset + length;
         }
-        self.unwritten_bytes -= bytes;
-        batch
+        self.unwritten_bytes -= taken;
+        runs
     }
 
-    /// These are in the file now.
-    pub(super) fn note_written(&mut self, batch: &[(u64, Bytes)], memory: &Memory) {
-        for (offset, bytes) in batch {
-            self.written.insert(*offset..*offset + bytes.len() as u64);
-            if let Some(piece) = self.in_memory.get_mut(offset) {
-                piece.is_written = true;
+    /// Whether nobody will read this part from the file soon: the hash takes it from memory, and no reader is far behind.
+    fn passes(&self, offset: u64, end: u64) -> bool {
+        let slowest = self.slowest_reader().unwrap_or(u64::MAX);
+        self.size >= LARGE && end <= self.fed && slowest.saturating_add(KEPT_LIMIT) >= offset
+    }
+
+    /// These are in the file now. What is given back is no longer needed in memory.
+    pub(super) fn note_written(&mut self, runs: &[Run], memory: &Memory) -> Vec<Piece> {
+        let mut released = Vec::new();
+        for run in runs {
+            self.written.insert(run.range());
+            let mut offset = run.offset;
+            for bytes in &run.pieces {
+                if let Some(piece) = self.in_memory.get_mut(&offset) {
+                    piece.is_written = true;
+                }
+                released.extend(self.release(offset, memory));
+                offset += bytes.len() as u64;
             }
-            self.release(*offset, memory);
         }
+        released
     }
 
     /// What follows in the hash, about `limit` bytes.
@@ -194,8 +239,8 @@ impl Pieces {
         (available > end).then_some(Next::File(end..available))
     }
 
-    /// The hash has taken everything up to `position`.
-    pub(super) fn note_hashed(&mut self, position: u64, memory: &Memory) {
+    /// The hash has taken everything up to `position`. What is given back is no longer needed in memory.
+    pub(super) fn note_hashed(&mut self, position: u64, memory: &Memory) -> Vec<Piece> {
         let hashed = std::mem::replace(&mut self.hashed, position);
         let done: Vec<u64> = self
             .in_memory
@@ -203,9 +248,9 @@ impl Pieces {
             .map(|(&offset, _)| offset)
             .collect();
         self.feed();
-        for offset in done {
-            self.release(offset, memory);
-        }
+        done.into_iter()
+            .filter_map(|offset| self.release(offset, memory))
+            .collect()
     }
 
     /// Moves the end of what the hash will find in memory.
@@ -217,29 +262,25 @@ impl Pieces {
     }
 
     /// Lets a piece go if nobody needs it in memory any more.
-    fn release(&mut self, offset: u64, memory: &Memory) {
-        let Some(piece) = self.in_memory.get(&offset) else {
-            return;
-        };
+    fn release(&mut self, offset: u64, memory: &Memory) -> Option<Piece> {
+        let piece = self.in_memory.get(&offset)?;
         let is_out_of_turn = offset >= self.fed;
         if !piece.is_written || (!is_out_of_turn && offset >= self.hashed) {
-            return;
+            return None;
         }
-        if let Some(piece) = self.in_memory.remove(&offset)
-            && !is_out_of_turn
-        {
-            self.keep(offset, piece, memory);
+        let piece = self.in_memory.remove(&offset)?;
+        if is_out_of_turn {
+            return Some(piece);
         }
+        self.keep(offset, piece, memory)
     }
 
-    /// Keeps a piece for readers that have not had it.
-    fn keep(&mut self, offset: u64, piece: Piece, memory: &Memory) {
+    /// Keeps a piece for readers that have not had it; gives it back if there are none.
+    fn keep(&mut self, offset: u64, piece: Piece, memory: &Memory) -> Option<Piece> {
         let end = offset + piece.bytes.len() as u64;
-        let Some(slowest) = self.readers.values().copied().min() else {
-            return;
-        };
-        if end <= slowest {
-            return;
+        let is_read = |slowest: u64| end <= slowest;
+        if self.slowest_reader().is_none_or(is_read) {
+            return Some(piece);
         }
         let bytes = piece.bytes.clone();
         // The room is given back first, or the piece would count twice.
@@ -252,17 +293,34 @@ impl Pieces {
         {
             self.kept.pop_first();
         }
+        None
     }
 
-    pub(super) fn add_reader(&mut self) -> u64 {
+    /// Somebody is going to read from the beginning.
+    pub(super) const fn expect_reader(&mut self) {
+        self.expected_readers += 1;
+    }
+
+    /// One that was expected reads.
+    pub(super) const fn begin_reading(&mut self) -> u64 {
+        self.expected_readers -= 1;
         self.next_reader += 1;
-        self.readers.insert(self.next_reader, 0);
         self.next_reader
     }
 
-    pub(super) fn remove_reader(&mut self, reader: u64) {
-        self.readers.remove(&reader);
+    /// A reader is gone; it has a number if it has begun.
+    pub(super) fn remove_reader(&mut self, reader: Option<u64>) {
+        match reader {
+            Some(reader) => drop(self.readers.remove(&reader)),
+            None => self.expected_readers -= 1,
+        }
         self.forget_read();
+    }
+
+    /// How far the slowest reader is. Of those that are expected nobody knows whether they will come, once one has.
+    fn slowest_reader(&self) -> Option<u64> {
+        let expected = (self.expected_readers > 0).then_some(0);
+        self.readers.values().copied().min().or(expected)
     }
 
     /// Finds what a reader wants: bytes from `offset`, none from `end` on.
@@ -299,7 +357,7 @@ impl Pieces {
 
     /// Lets go of what all readers have had.
     fn forget_read(&mut self) {
-        let slowest = self.readers.values().copied().min().unwrap_or(u64::MAX);
+        let slowest = self.slowest_reader().unwrap_or(u64::MAX);
         while let Some(first) = self.kept.first_entry()
             && first.get().1 <= slowest
         {

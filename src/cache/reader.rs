@@ -1,8 +1,15 @@
 //! Reading a blob, also one that is still on its way in: an upload may follow a download.
 
-use std::{fmt, fs::File, io, os::unix::fs::FileExt, sync::Arc};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, IoSliceMut},
+    os::unix::fs::FileExt,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::{arrival::Arrival, pieces::Found};
 
@@ -12,13 +19,31 @@ pub struct BlobReader {
     size: u64,
     file: Arc<File>,
     /// None of a blob that was whole from the start.
-    follows: Option<Arc<Follower>>,
+    follows: Option<Follower>,
 }
 
-/// A reader that the writer knows of; its clones count as one.
+/// A reader that the writer knows of: what it has not had is kept in memory for a while.
 struct Follower {
     arrival: Arc<Arrival>,
-    number: u64,
+    /// None before its first read.
+    number: OnceLock<u64>,
+}
+
+impl Follower {
+    fn new(arrival: &Arc<Arrival>) -> Self {
+        arrival.lock().pieces.expect_reader();
+        Self {
+            arrival: Arc::clone(arrival),
+            number: OnceLock::new(),
+        }
+    }
+}
+
+/// Another one that begins anew: it may read faster or more slowly.
+impl Clone for Follower {
+    fn clone(&self) -> Self {
+        Self::new(&self.arrival)
+    }
 }
 
 impl fmt::Debug for Follower {
@@ -29,7 +54,8 @@ impl fmt::Debug for Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.arrival.lock().pieces.remove_reader(self.number);
+        let number = self.number.get().copied();
+        self.arrival.lock().pieces.remove_reader(number);
     }
 }
 
@@ -43,14 +69,10 @@ impl BlobReader {
     }
 
     pub(super) fn following(arrival: &Arc<Arrival>) -> Self {
-        let number = arrival.lock().pieces.add_reader();
         Self {
             size: arrival.descriptor.size,
             file: Arc::clone(&arrival.partial.file),
-            follows: Some(Arc::new(Follower {
-                arrival: Arc::clone(arrival),
-                number,
-            })),
+            follows: Some(Follower::new(arrival)),
         }
     }
 
@@ -72,12 +94,12 @@ impl BlobReader {
         let Some(follower) = &self.follows else {
             return self.read_file(offset, self.size - offset, limit).await;
         };
-        let Follower { arrival, number } = &**follower;
+        let Follower { arrival, number } = follower;
         loop {
             let arrived = arrival.arrived.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
-            match arrival.find(*number, offset, limit)? {
+            match arrival.find(number, offset, limit)? {
                 Found::Memory(bytes) => return Ok(bytes),
                 Found::File(length) => return self.read_file(offset, length, limit).await,
                 Found::NotYet => arrived.await,
@@ -107,9 +129,13 @@ impl BlobReader {
 
     async fn read_file(&self, offset: u64, length: u64, limit: usize) -> io::Result<Bytes> {
         let length = usize::try_from(length).unwrap_or(limit).min(limit);
+        let mut buffer = vec![0; length];
+        if let Some(read) = read_cached(&self.file, &mut buffer, offset) {
+            buffer.truncate(read);
+            return Ok(buffer.into());
+        }
         let file = Arc::clone(&self.file);
         let read = move || {
-            let mut buffer = vec![0; length];
             file.read_exact_at(&mut buffer, offset)?;
             Ok(Bytes::from(buffer))
         };
@@ -121,6 +147,14 @@ impl BlobReader {
             },
         }
     }
+}
+
+/// Reads what the page cache has, which needs no other thread; nothing if it would have to wait for the disk. Where the file
+/// system cannot tell, that is an error, and the disk is read.
+fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
+    let slices = &mut [IoSliceMut::new(buffer)];
+    let read = preadv2(file, slices, offset, ReadWriteFlags::NOWAIT);
+    read.ok().filter(|read| *read > 0)
 }
 
 #[cfg(test)]

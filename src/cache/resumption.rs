@@ -346,8 +346,8 @@ async fn what_an_archive_brings_makes_the_interrupted_download_needless() {
 /// In the second process of a test: the folder of the cache it shares with the first.
 const FOLDER: &str = "IMAGE_PUSHER_TEST_SHARED_CACHE";
 
-/// The size of the blob that the second process begins: enough for a checkpoint.
-const LARGE: usize = 70 * MIB;
+/// The size of the blob that the second process begins: enough for a checkpoint, with enough behind it.
+const LARGE: usize = 84 * MIB;
 
 /// Runs a test again as a process of its own.
 fn second_process(test: &str, folder: &Path) -> Child {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::{
     error::handlers,
-    image::{ImageName, Manifest, RawManifest, Reference, Repository},
+    image::{Digest, ImageName, Manifest, RawManifest, Reference, Repository},
 };
 
 use super::{
@@ -37,6 +37,8 @@ pub struct StoredImage {
     pub root: RawManifest,
     /// Every manifest below an index, at any depth.
     pub children: Vec<RawManifest>,
+    /// What indexes among these name and the source does not have.
+    pub missing: Vec<Digest>,
     /// Whether the root is kept under its digest as well, for those who go on with exactly this image: the tag may stand
     /// for another one by then.
     pub pinned: bool,
@@ -58,6 +60,22 @@ impl StoredImage {
     fn by_digest(&self) -> impl Iterator<Item = &RawManifest> {
         let pinned = self.pinned && self.reference.digest().is_none();
         self.children.iter().chain(pinned.then_some(&self.root))
+    }
+
+    /// What the source does not have of a manifest: of the root at any depth, of a child what it names itself.
+    fn missing_of(&self, manifest: &RawManifest) -> Vec<String> {
+        let names = |digest: &&Digest| match manifest.parse() {
+            Ok(Manifest::Index(index)) => {
+                index.manifests.iter().any(|child| child.digest == **digest)
+            }
+            Ok(Manifest::Image(_)) | Err(_) => false,
+        };
+        let is_root = manifest == &self.root;
+        let missing = self
+            .missing
+            .iter()
+            .filter(|digest| is_root || names(digest));
+        missing.map(ToString::to_string).collect()
     }
 }
 
@@ -211,6 +229,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         let mut entry = CacheEntry::describe(layout, &image.repository, &reference, path, child)?;
         entry.registry = Some(image.registry.clone());
         entry.child = true;
+        entry.missing = image.missing_of(child);
         changes.push(Change::Put(Box::new(entry)));
     }
     if image.by_digest().next().is_some() {
@@ -232,6 +251,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         &image.root,
     )?;
     entry.registry = Some(image.registry.clone());
+    entry.missing = image.missing_of(&image.root);
     changes.push(Change::Put(Box::new(entry)));
     Ok(changes)
 }
@@ -264,10 +284,7 @@ mod tests {
         stored,
     };
     use super::*;
-    use crate::{
-        cache::CleanRequest,
-        image::{Digest, MediaType},
-    };
+    use crate::{cache::CleanRequest, image::MediaType};
 
     #[tokio::test]
     async fn the_index_and_the_layout_are_those_of_the_published_format() {

@@ -168,6 +168,7 @@ pub(super) fn stored(repository: &str, reference: &str, root: &RawManifest) -> S
         registry: REGISTRY.to_owned(),
         root: root.clone(),
         children: Vec::new(),
+        missing: Vec::new(),
         pinned: false,
     }
 }

@@ -213,9 +213,7 @@ impl BlobWriter {
             self.arrival.ensure_going_on()?;
             return Err(self.size_mismatch(self.arrival.descriptor.size - missing));
         }
-        self.arrival
-            .until(|state| !state.is_writing && !state.is_hashing)
-            .await?;
+        self.arrival.until(|state| state.threads == 0).await?;
         let Some(work) = self.work.take() else {
             return Err(Error::CacheInterrupted);
         };
@@ -261,7 +259,7 @@ impl BlobWriter {
     /// Whether the threads have done all they would do without more bytes.
     pub(super) fn is_worked_off(&self) -> bool {
         let state = self.arrival.lock();
-        !state.is_writing && !state.is_hashing && !state.is_syncing && state.due.is_none()
+        state.threads == 0 && !state.is_syncing && state.due.is_none()
     }
 }
 

@@ -95,23 +95,26 @@ impl Pull<'_> {
                 })
                 .await?;
         }
-        let known = self.is_cached_as(tree.root.digest()).await?;
+        let known = self.is_cached(tree).await?;
         if !known || fetched > 0 {
             self.store(tree).await?;
         }
         Ok(!known || fetched > 0)
     }
 
-    /// Whether the cached name already stands for this digest, from this registry.
-    async fn is_cached_as(&self, digest: &Digest) -> Result<bool> {
+    /// Whether the cached name already stands for this image, from this registry, with the same gaps.
+    async fn is_cached(&self, tree: &ImageTree) -> Result<bool> {
         let ImageName {
             repository,
             reference,
         } = self.cached;
-        let origin = self.run.cache.origin(repository, reference).await;
+        let cache = &self.run.cache;
+        let origin = cache.origin(repository, reference).await;
         let same_origin = origin.is_some_and(|origin| origin == self.client.address());
+        let same_gaps = cache.missing(repository, reference).await == digests(&tree.missing);
         let cached = self.cached_manifest(reference).await?;
-        Ok(same_origin && cached.is_some_and(|manifest| manifest.has_digest(digest)))
+        let same_root = cached.is_some_and(|manifest| manifest.has_digest(tree.root.digest()));
+        Ok(same_origin && same_gaps && same_root)
     }
 
     async fn store(&self, tree: &ImageTree) -> Result<()> {
@@ -121,6 +124,7 @@ impl Pull<'_> {
             registry: self.client.address().to_owned(),
             root: tree.root.clone(),
             children: tree.children.clone(),
+            missing: digests(&tree.missing),
             pinned: false,
         };
         self.run
@@ -363,4 +367,11 @@ impl Pull<'_> {
             source,
         }
     }
+}
+
+fn digests(descriptors: &[Descriptor]) -> Vec<Digest> {
+    descriptors
+        .iter()
+        .map(|descriptor| descriptor.digest.clone())
+        .collect()
 }

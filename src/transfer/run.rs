@@ -342,13 +342,18 @@ impl Run {
             })
         };
         let pinned = job.pinned.clone().map(Reference::Digest);
-        let root = read(pinned.unwrap_or_else(|| image.reference.clone())).await?;
+        let reference = pinned.unwrap_or_else(|| image.reference.clone());
+        let root = read(reference.clone()).await?;
         let root = root.ok_or_else(|| Error::CachedImageUnknown {
             image: image.clone(),
         })?;
+        // What the source did not have is not to be found here either.
+        let missing = self.cache.missing(&image.repository, &reference).await;
         ImageTree::collect(image, root, async |child: Descriptor| {
             let found = read(Reference::Digest(child.digest.clone())).await?;
-            if found.is_none() && child.media_type.names_a_manifest() {
+            let is_expected =
+                child.media_type.names_a_manifest() && !missing.contains(&child.digest);
+            if found.is_none() && is_expected {
                 return Err(Error::CachedImageIncomplete {
                     image: image.clone(),
                     digest: child.digest,

@@ -247,7 +247,7 @@ start_operator_process() {
   # Nothing of this user's environment: what the operator knows, it knows from its Role and its arguments.
   guarded operator env -i PATH="$PATH" HOME="$work/operator/home" \
     KUBECONFIG="$work/operator/kubeconfig" POD_NAMESPACE="$operator_namespace" \
-    "$program" controller --cache-dir "$work/operator/cache" --metrics-addr "127.0.0.1:$metrics_port"
+    "$program" controller --cache-dir "$work/operator/cache" --metrics-addr "127.0.0.1:$metrics_port" --allow-loopback
   wait_until operator 60 is_ready "$metrics_port"
 }
 

@@ -10,9 +10,9 @@ use std::{
 use docker_image_pusher::cli::{Cli, GlobalOptions, LogFormat, Verbosity};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-/// How long threads that are in the middle of a file operation may take at the end: removing a large partial download takes
-/// a moment, a hung volume takes for ever.
-const LAST_FILES: Duration = Duration::from_secs(5);
+/// How long threads that are in the middle of a file operation may take at the end: bringing partial downloads to a slow disk
+/// takes some seconds, a hung volume takes for ever. The operator's stop counts on it (operator rule K19).
+const LAST_FILES: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cli = match Cli::from_process() {

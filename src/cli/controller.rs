@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 
 use crate::controller::{self, ControllerOptions};
 
@@ -29,6 +29,9 @@ pub(super) struct Controller {
     /// Folder of archives, read only; each namespace has its own below it
     #[arg(long, env = "IMAGE_PUSHER_ARCHIVE_DIR", value_name = "DIR")]
     archive_dir: Option<PathBuf>,
+    /// Let mirrors name registries on this machine, and let registries point there
+    #[arg(long, env = "IMAGE_PUSHER_ALLOW_LOOPBACK", value_parser = FalseyValueParser::new())]
+    allow_loopback: bool,
     /// Mirrors that are copied at once
     #[arg(long, env = "IMAGE_PUSHER_CONCURRENCY", default_value_t = 4, value_name = "NUMBER",
         value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -60,6 +63,7 @@ impl Controller {
         let options = ControllerOptions {
             cache_dir: self.cache_dir,
             archive_dir: self.archive_dir,
+            allow_loopback: self.allow_loopback,
             concurrency: self.concurrency.into(),
             metrics_addr: self.metrics_addr,
             watch_namespaces: self.watch_namespace,

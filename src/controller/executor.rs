@@ -14,10 +14,10 @@ use futures::future::BoxFuture;
 
 use crate::{
     api::ImageMirrorSpec,
-    cache::Cache,
+    cache::{Cache, Memory},
     mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
-    registry::Hosts,
+    registry::{Hosts, Loopback},
 };
 
 use super::engine::{Engine, Failure, Given, Needs, Prepared, RunReport};
@@ -30,8 +30,16 @@ const SETTLE_TIME: Duration = Duration::from_secs(10);
 pub(super) struct Executor {
     caches: Arc<Caches>,
     archives: Option<Archives>,
+    ways: Ways,
+}
+
+/// What all runs share on their ways to registries.
+#[derive(Debug, Clone)]
+struct Ways {
     /// What the runs of all namespaces know of registries.
     hosts: Hosts,
+    /// Which registries of this machine they may ask.
+    loopback: Loopback,
 }
 
 /// The folder of archives, and what is known of those that were refused.
@@ -45,6 +53,8 @@ struct Archives {
 struct Caches {
     folder: PathBuf,
     by_namespace: Mutex<HashMap<String, Cache>>,
+    /// For pieces of blobs on their way, of all namespaces.
+    memory: Memory,
 }
 
 /// A judged spec, where its images are kept, and where archives lie.
@@ -52,22 +62,26 @@ struct Judged {
     mirror: ValidatedMirror,
     caches: Arc<Caches>,
     archives: Option<Archives>,
-    hosts: Hosts,
+    ways: Ways,
 }
 
 impl Executor {
     /// Keeps images below `folder` and looks for archives below `archives`, if there is such a folder.
-    pub(super) fn new(folder: PathBuf, archives: Option<PathBuf>) -> Self {
+    pub(super) fn new(folder: PathBuf, archives: Option<PathBuf>, loopback: Loopback) -> Self {
         Self {
             caches: Arc::new(Caches {
                 folder,
                 by_namespace: Mutex::default(),
+                memory: Memory::default(),
             }),
             archives: archives.map(|folder| Archives {
                 folder,
                 refused: RefusedArchives::default(),
             }),
-            hosts: Hosts::default(),
+            ways: Ways {
+                hosts: Hosts::default(),
+                loopback,
+            },
         }
     }
 }
@@ -97,7 +111,8 @@ impl Caches {
             return Ok(cache.clone());
         }
         let cache = Cache::open(self.folder.join(namespace), OutputManager::silent())
-            .map_err(|error| Failure::of(&error))?;
+            .map_err(|error| Failure::of(&error))?
+            .with_memory(self.memory.clone());
         caches.insert(namespace.to_owned(), cache.clone());
         Ok(cache)
     }
@@ -110,7 +125,7 @@ impl Engine for Executor {
             mirror,
             caches: Arc::clone(&self.caches),
             archives: self.archives.clone(),
-            hosts: self.hosts.clone(),
+            ways: self.ways.clone(),
         }))
     }
 }
@@ -150,13 +165,14 @@ impl Prepared for Judged {
             mirror,
             caches,
             archives,
-            hosts,
+            ways: Ways { hosts, loopback },
         } = *self;
         let cache = caches.of(namespace);
         let given = Given {
             archives: archives.map(|archives| archives.of(namespace)),
             hosts,
             tenant: namespace.into(),
+            loopback,
             ..given
         };
         Box::pin(async move {

@@ -48,6 +48,8 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::registry::Loopback;
+
 pub use error::{Error, Result};
 
 use admin::{Admin, Readiness};
@@ -64,9 +66,9 @@ use supervise::{Supervisor, Trigger, panic_text};
 use target::Name;
 use writer::StatusWriter;
 
-/// How long cancelled copies may take to remove what they began. With the four seconds of the status writer this stays
-/// below the 20 s that a stop may take (operator rule K19).
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long cancelled copies may take to let go: each ends at its next await. With the four seconds of the status writer and
+/// the ten that `main` gives to files this stays below the 20 s that a stop may take (operator rule K19).
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the operator is told at its start.
 #[derive(Debug, Clone)]
@@ -75,6 +77,8 @@ pub struct ControllerOptions {
     pub cache_dir: PathBuf,
     /// Folder below which each namespace has its archives, if there are any.
     pub archive_dir: Option<PathBuf>,
+    /// Whether mirrors may name registries on this machine, and what registries point to may be here.
+    pub allow_loopback: bool,
     /// Mirrors that are copied at once; at least 1.
     pub concurrency: usize,
     /// Where `/livez`, `/readyz` and `/metrics` are answered.
@@ -99,6 +103,15 @@ impl ControllerOptions {
         Err(Error::OptionInvalid {
             text: text.to_owned(),
         })
+    }
+
+    /// What listens on this machine for the operator alone is no business of whoever writes mirrors (registry rule R7).
+    const fn loopback(&self) -> Loopback {
+        if self.allow_loopback {
+            Loopback::Allowed
+        } else {
+            Loopback::Refused
+        }
     }
 
     /// One entry per watch: a namespace, or `None` for the whole cluster.
@@ -126,6 +139,7 @@ pub async fn run(options: ControllerOptions) -> Result<()> {
     let engine = Arc::new(Executor::new(
         options.cache_dir.clone(),
         options.archive_dir.clone(),
+        options.loopback(),
     ));
     supervise(options, client, engine, signals).await
 }

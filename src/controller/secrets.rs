@@ -1,15 +1,15 @@
 //! Reads the Secrets of a run, each by name and anew for every run (operator rules K12 and R2): no list, no watch, nothing
 //! kept. What cannot be read is told by name and by the permission that is missing, never by content.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{Api, Client};
 
 use crate::{
     error::Class,
-    mirror::{ONLY_REGISTRY, SecretDocument, is_object_name},
+    mirror::{ONLY_REGISTRY, SecretDocument, SecretReader, is_object_name},
 };
 
 use super::{
@@ -46,22 +46,61 @@ impl SecretSource for ClusterSecrets {
         needs: &'a Needs,
     ) -> BoxFuture<'a, Result<Given, Failure>> {
         let reader = Reader {
-            namespace,
+            namespace: namespace.to_owned(),
             secrets: Api::namespaced(self.client.clone(), namespace),
             accounts: Api::namespaced(self.client.clone(), namespace),
         };
-        Box::pin(async move { reader.read(needs).await })
+        async move {
+            let given = reader.read(needs).await?;
+            // A run may outlast its logins; it reads them again in its own namespace only (registry rule A20).
+            Ok(Given {
+                reader: Some(Arc::new(reader)),
+                ..given
+            })
+        }
+        .boxed()
     }
 }
 
 /// Reads in one namespace.
-struct Reader<'a> {
-    namespace: &'a str,
+struct Reader {
+    namespace: String,
     secrets: Api<Secret>,
     accounts: Api<ServiceAccount>,
 }
 
-impl Reader<'_> {
+impl fmt::Debug for Reader {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Reader")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SecretReader for Reader {
+    fn secret<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Option<SecretDocument>> {
+        async move { told(Self::secret(self, name).await) }.boxed()
+    }
+
+    fn pull_secrets<'a>(&'a self, account: &'a str) -> BoxFuture<'a, Option<Vec<SecretDocument>>> {
+        async move {
+            let mut known = BTreeMap::new();
+            told(Self::pull_secrets(self, account, &mut known).await)
+        }
+        .boxed()
+    }
+}
+
+/// What was read. The run fails by what the registry said; why no other login was found stands in the log.
+fn told<T>(read: Result<T, Failure>) -> Option<T> {
+    read.inspect_err(|failure| {
+        tracing::warn!("a refused login is not read again: {}", failure.message);
+    })
+    .ok()
+}
+
+impl Reader {
     async fn read(&self, needs: &Needs) -> Result<Given, Failure> {
         let mut given = Given::default();
         for name in &needs.secrets {
@@ -123,7 +162,7 @@ impl Reader<'_> {
             resource,
             missing,
         } = kind.words();
-        let namespace = self.namespace;
+        let namespace = &self.namespace;
         if is_not_found(error) {
             return Failure::new(
                 missing,

@@ -6,7 +6,7 @@ use crate::{
     api::{Access, SecretReference},
     image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::{ClientOptions, Endpoint, Login, ProxyChoice, RegistryClient},
+    registry::{ClientOptions, Endpoint, ProxyChoice, RegistryClient},
 };
 
 use super::{Error, Given, Result, secret::NamedSecret, validate::invalid};
@@ -17,7 +17,7 @@ pub(super) struct ValidatedAccess {
     /// Path of the source or destination in the spec, for messages.
     pub(super) field: String,
     pub(super) service_account: Option<String>,
-    secret: Option<String>,
+    pub(super) secret: Option<String>,
     cert_secret: Option<String>,
     proxy_secret: Option<String>,
     insecure: bool,
@@ -96,6 +96,7 @@ impl RegistryAccess {
             retry_attempts,
             hosts: given.hosts.clone(),
             tenant: Arc::clone(&given.tenant),
+            loopback: given.loopback,
             ..ClientOptions::default()
         };
         if let Some(secret) =
@@ -116,16 +117,6 @@ impl RegistryAccess {
                 source,
             }
         })
-    }
-
-    fn login(&self, given: &Given, output: &OutputManager) -> Result<Login> {
-        if let Some(account) = &self.how.service_account {
-            return given.account_credential(account, self, output);
-        }
-        match self.secret(given, self.how.secret.as_deref(), "secretRef")? {
-            Some(secret) => Ok(secret.credential(&self.host, &self.repository)?.into()),
-            None => Ok(Login::default()),
-        }
     }
 
     /// The Secret that the field `part` names, if it names one.

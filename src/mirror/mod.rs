@@ -10,6 +10,7 @@ mod destination;
 mod error;
 mod file;
 mod folder;
+mod login;
 mod plan;
 mod rate;
 mod report;
@@ -23,10 +24,11 @@ pub(crate) use access::is_object_name;
 pub use error::{Error, Result};
 pub use file::{Documents, Origin, Position, PreparedMirror, PreparedWork, Problem, Surroundings};
 pub use folder::{ArchiveFolder, RefusedArchives};
+pub use login::{Logins, SecretReader};
 pub use report::{
     DestinationResult, ImageResult, MirrorOutcome, MirrorReport, REPORT_VERSION, Report,
     ReportedFailure, Totals,
 };
-pub use request::{Given, Logins, MirrorRequest};
+pub use request::{Given, MirrorRequest};
 pub use secret::{ONLY_REGISTRY, SecretDocument};
 pub use validate::{ValidatedMirror, validate};

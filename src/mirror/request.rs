@@ -1,22 +1,19 @@
 //! A validated mirror with what only its surroundings know: ready to run.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     cache::Cache,
-    image::{Host, RepositoryPath},
     output::OutputManager,
-    registry::{self, Hosts, Login},
+    registry::{Hosts, Loopback},
     transfer::{Outcome, Registries, Run, RunReport, TransferOptions},
 };
 
 use super::{
-    ArchiveFolder, Error, Result, SecretDocument,
-    access::RegistryAccess,
+    ArchiveFolder, Error, Logins, Result, SecretDocument, SecretReader,
     plan::Plan,
-    secret::NamedSecret,
     validate::{ValidatedMirror, Work},
 };
 
@@ -27,6 +24,8 @@ pub struct Given {
     pub secrets: BTreeMap<String, SecretDocument>,
     /// The imagePullSecrets of the ServiceAccounts that [`ValidatedMirror::service_accounts`] asked for, by account.
     pub pull_secrets: BTreeMap<String, Vec<SecretDocument>>,
+    /// Reads Secrets anew while a run goes on; none where they cannot change.
+    pub reader: Option<Arc<dyn SecretReader>>,
     /// Logins for ServiceAccounts whose imagePullSecrets are not known; `None` where an unknown account is an error.
     pub logins: Option<Logins>,
     /// Where archives lie; `None` where there is no such folder.
@@ -35,72 +34,10 @@ pub struct Given {
     pub hosts: Hosts,
     /// Whose mirror it is, for a fair share of each registry's connections: the namespace.
     pub tenant: Arc<str>,
+    /// Which registries of this machine may be asked.
+    pub loopback: Loopback,
     /// Whether a run waits for a registry's quota, instead of leaving its images to the next one.
     pub waits_for_quota: bool,
-}
-
-/// Finds the login for a repository outside of all Secrets: on the command line, among those of docker and podman.
-#[derive(Clone)]
-pub struct Logins(Arc<Finder>);
-
-/// The login for a repository, if there is one.
-type Finder = dyn Fn(&Host, &RepositoryPath) -> registry::Result<Option<Login>> + Send + Sync;
-
-impl Logins {
-    /// Logins that `find` knows.
-    pub fn new(
-        find: impl Fn(&Host, &RepositoryPath) -> registry::Result<Option<Login>> + Send + Sync + 'static,
-    ) -> Self {
-        Self(Arc::new(find))
-    }
-}
-
-impl fmt::Debug for Logins {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Logins")
-    }
-}
-
-impl Given {
-    /// The login that a ServiceAccount has for a registry. One that none of its Secrets names is asked anonymously, as the
-    /// kubelet does.
-    pub(super) fn account_credential(
-        &self,
-        account: &str,
-        access: &RegistryAccess,
-        output: &OutputManager,
-    ) -> Result<Login> {
-        let field = format!("{}.serviceAccountName", access.how.field);
-        let Some(documents) = self.pull_secrets.get(account) else {
-            return match &self.logins {
-                Some(Logins(find)) => match find(&access.host, &access.repository) {
-                    Ok(login) => Ok(login.unwrap_or_default()),
-                    Err(source) => Err(Error::AccessInvalid { field, source }),
-                },
-                None => Err(Error::ServiceAccountNotFound {
-                    account: account.to_owned(),
-                    field,
-                }),
-            };
-        };
-        for document in documents {
-            let secret = NamedSecret {
-                document,
-                field: field.clone(),
-            };
-            if !secret.can_pull() {
-                output.detail(format!(
-                    "Secret {} of ServiceAccount {account} is passed over: its type is {}",
-                    document.name,
-                    document.kind.escape_debug()
-                ));
-            }
-            if let Some(credential) = secret.pull_credential(&access.host, &access.repository)? {
-                return Ok(credential.into());
-            }
-        }
-        Ok(Login::default())
-    }
 }
 
 /// A run that only needs a cache.

@@ -621,3 +621,34 @@ fn an_interrupt_ends_with_130_and_a_report_of_what_was_not_done() -> Result<()> 
     assert_eq!(left_behind(sandbox.path()), ["report.json"]);
     Ok(())
 }
+
+#[test]
+fn a_bandwidth_limit_holds_back_what_comes_from_the_source() -> Result<()> {
+    let (from, to) = (Registry::open()?, Registry::open()?);
+    Image::builder()
+        .layers(2, 4_000_000)
+        .gzip_level(0)
+        .build()?
+        .push(from.access(), "team/app:1")?;
+    let gateway = Gateway::before(&from).start()?;
+    let mut mirror = mirror("app", &gateway.address(), "team/app", &["1"], to.address());
+    mirror["spec"]["transfer"] = json!({"bandwidthLimit": "4M"});
+    let sandbox = Sandbox::new()?;
+    sandbox.file("mirror.yaml", mirror.to_string())?;
+    let run = sandbox
+        .run(&["sync", "-f", "mirror.yaml"])?
+        .expect_code(0)?;
+    let bytes = gateway.answer_bytes(|exchange| exchange.path.contains("/blobs/"));
+    assert!(bytes >= 8_000_000, "{bytes}");
+    // 2 s, less the tenth of a second that may be made up for and the piece that waits for nobody.
+    assert!(
+        run.duration > Duration::from_millis(1800),
+        "{:?}",
+        run.duration
+    );
+    assert_eq!(
+        skopeo::digest(to.access(), "mirror/team/app:1")?,
+        skopeo::digest(from.access(), "team/app:1")?
+    );
+    Ok(())
+}

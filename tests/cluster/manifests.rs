@@ -170,7 +170,13 @@ async fn the_operator_of_one_namespace_does_its_work_there_and_may_do_none_elsew
     let sandbox = Sandbox::new()?
         .variable("KUBECONFIG", kubeconfig.to_str().unwrap())
         .variable("IMAGE_PUSHER_WATCH_NAMESPACE", "team-a");
-    let _operator = sandbox.start_guarded(&["controller", "--metrics-addr", "127.0.0.1:0"])?;
+    let options = [
+        "controller",
+        "--metrics-addr",
+        "127.0.0.1:0",
+        "--allow-loopback",
+    ];
+    let _operator = sandbox.start_guarded(&options)?;
     control_plane.apply(
         &json!({
             "apiVersion": "imagepusher.io/v1alpha1", "kind": "ImageMirror",

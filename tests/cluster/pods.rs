@@ -1,6 +1,7 @@
 //! The operator as a pod, under its shipped manifests, in a real cluster.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
@@ -10,7 +11,7 @@ use crate::examples::Scene;
 use crate::support::cluster::{Cluster, OPERATOR};
 use crate::support::faults::{Action, Rule};
 use crate::support::images::Image;
-use crate::support::process::{poll, temporary_folder};
+use crate::support::process::{poll, run, temporary_folder};
 use crate::support::registry::{Access, Registry};
 use crate::support::{Context, Result, skopeo};
 
@@ -170,6 +171,48 @@ async fn a_pod_deleted_during_a_copy_is_followed_by_one_that_finishes_it() -> Re
         skopeo::digest(to.access(), "mirror/app:1")?,
         skopeo::digest(from.access(), "app:1")?
     );
+    Ok(())
+}
+
+/// Nobody tells a process that is killed: what it noted on the way is all that the next one has.
+#[tokio::test]
+async fn a_process_killed_in_the_middle_of_a_layer_is_followed_by_one_that_goes_on_with_it()
+-> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let from = Registry::open()?;
+    let to = cluster.registry().start()?;
+    let image = Image::builder()
+        .layers(1, 200_000_000)
+        .gzip_level(0)
+        .build()?;
+    image.push(from.access(), "large:1")?;
+    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(2_000_000));
+    let gateway = cluster.gateway(&from).rule(slow).start()?;
+    let fetched = || gateway.answer_bytes(|exchange| exchange.path.contains("/blobs/"));
+    let whole = image.manifests[0].layers[0].blob.size;
+    let namespace = cluster.kubernetes().namespace("killed-pod")?;
+    cluster.mirror(
+        &namespace,
+        "large",
+        &json!({
+            "source": source(&gateway.access(None), "large"),
+            "destinations": [destination(to.access())],
+        }),
+    )?;
+    let half = poll(Duration::from_mins(2), || {
+        (fetched() > whole / 2).then_some(())
+    });
+    half.context("half of it never came")?;
+    for process in cluster.operator_process_ids()? {
+        run(Command::new("kill").args(["-KILL", &process.to_string()]))?;
+    }
+    assert!(fetched() < whole, "it was faster than the signal");
+    gateway.clear_rules();
+
+    cluster.wait_ready(&namespace, "large")?;
+    let twice = fetched().saturating_sub(whole);
+    assert!(twice <= whole / 20, "{twice} bytes were fetched twice");
+    assert_eq!(skopeo::digest(to.access(), "mirror/large:1")?, image.digest);
     Ok(())
 }
 

@@ -1,11 +1,15 @@
 //! How registries are reached with what lies in the mirror's namespace.
 
+use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, condition, destination, source};
-use crate::support::Result;
+use crate::bed::{Bed, PATIENCE, condition, destination, source};
+use crate::support::faults::{Action, Rule};
+use crate::support::gateway::Gateway;
 use crate::support::images::Image;
-use crate::support::registry::Registry;
+use crate::support::process::poll;
+use crate::support::registry::{Access, Registry};
+use crate::support::{Result, skopeo};
 
 struct Parts {
     from: Registry,
@@ -127,5 +131,66 @@ async fn the_secret_of_a_proxy_is_asked_for_like_the_others() -> Result<()> {
     let object = parts.bed.wait_ready("app", "False", "SecretNotFound")?;
     let message = condition(&object, "Stalled")["message"].to_string();
     assert!(message.contains("Secret proxy does not exist"), "{message}");
+    Ok(())
+}
+
+/// Registry rule A20: whoever rotates a login changes it at the registry and in the Secret, in the middle of a copy too.
+#[tokio::test]
+async fn a_login_that_changes_during_a_copy_is_read_again_from_its_secret() -> Result<()> {
+    let parts = parts("rotated").await?;
+    Image::builder()
+        .layers(1, 2_000_000)
+        .gzip_level(0)
+        .build()?
+        .push(parts.from.access(), "slow:1")?;
+    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(200_000));
+    let gateway = Gateway::before(&parts.from).rule(slow).start()?;
+    let operator = parts.bed.operator()?;
+    let login = |name: &str, password: &str| {
+        let data = json!({"username": "robot", "password": password});
+        parts.bed.secret(name, "kubernetes.io/basic-auth", &data)
+    };
+    for name in ["rotated", "forgotten"] {
+        login(name, "right-canary")?;
+        let mut place = destination("default", parts.to.access());
+        place["repository"] = json!(format!("{}/{name}", parts.to.access().address));
+        place["secretRef"] = json!({"name": name});
+        let from = source(&gateway.access(None), "slow", &["1"]);
+        parts
+            .bed
+            .mirror(name, &json!({"source": from, "destinations": [place]}))?;
+    }
+    // By then both have read the Secret and asked the registry with it; the layer takes ten seconds more.
+    for name in ["rotated", "forgotten"] {
+        let asked = format!("/{name}/manifests/");
+        let asked = poll(PATIENCE, || {
+            (parts.to.count("HEAD", &asked) > 0).then_some(())
+        });
+        asked.expect("the destination is asked");
+    }
+    assert!(parts.to.count("PUT", "/manifests/") == 0, "it was faster");
+    parts.to.change_password("robot", "next-canary")?;
+    login("rotated", "next-canary")?;
+
+    let done = parts.bed.wait_ready("rotated", "True", "Succeeded")?;
+    // It was this run: nothing failed before.
+    assert!(done["status"].get("failures").is_none(), "{done:#}");
+    let failed = parts
+        .bed
+        .wait_ready("forgotten", "False", "AuthenticationFailed")?;
+    assert_eq!(
+        condition(&failed, "Stalled")["reason"],
+        "AuthenticationFailed"
+    );
+    let new = Access {
+        credentials: Some(("robot".to_owned(), "next-canary".to_owned())),
+        ..parts.to.access().clone()
+    };
+    assert_eq!(
+        skopeo::digest(&new, "rotated:1")?,
+        skopeo::digest(parts.from.access(), "slow:1")?
+    );
+    let everything = format!("{done} {failed} {}", operator.log());
+    assert!(!everything.contains("canary"), "{everything}");
     Ok(())
 }

@@ -79,8 +79,13 @@ impl<'a> Bed<'a> {
         self.operator_with(&["--watch-namespace", &self.namespace])
     }
 
-    /// Starts an operator with these options besides the usual ones.
+    /// Starts an operator with these options besides the usual ones; the registries of the tests are on this machine.
     pub(crate) fn operator_with(&self, options: &[&str]) -> Result<Guarded> {
+        self.strict_operator_with(&[&["--allow-loopback"], options].concat())
+    }
+
+    /// The same, for mirrors that may not ask this machine.
+    pub(crate) fn strict_operator_with(&self, options: &[&str]) -> Result<Guarded> {
         let mut arguments = vec![
             "controller",
             "--cache-dir",

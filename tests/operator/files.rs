@@ -61,7 +61,7 @@ fn said_by_sync(text: &str) -> String {
 }
 
 /// Changes of [`MIRROR`] that both take.
-const RIGHT: [(&str, &str); 22] = [
+const RIGHT: [(&str, &str); 24] = [
     ("apiVersion", "# a comment\n---\n\napiVersion"),
     (
         "\"1.27\"",
@@ -80,6 +80,8 @@ const RIGHT: [(&str, &str); 22] = [
         "maxConcurrent: 4",
         "{existingBlobs: Upload, maxConcurrent: 1}",
     ),
+    ("maxConcurrent: 4", "bandwidthLimit: 50Mi"),
+    ("maxConcurrent: 4", "bandwidthLimit: 500k"),
     ("spec:", "spec:\n  suspend: yes"),
     ("spec:", "spec:\n  suspend: Off"),
     ("spec:", "spec:\n  suspend:"),
@@ -100,7 +102,7 @@ const RIGHT: [(&str, &str); 22] = [
 
 /// Changes that both refuse. A key that stands there twice is not among them: kubectl takes the last one without a word, we
 /// refuse it.
-const WRONG: [(&str, &str); 38] = [
+const WRONG: [(&str, &str); 41] = [
     ("\"1.27\"", "1.10"),
     ("\"1.27\"", "8"),
     ("\"1.27\"", "y"),
@@ -138,6 +140,9 @@ const WRONG: [(&str, &str); 38] = [
     ("maxConcurrent: 4", "maxConcurrent: 1.5"),
     ("maxConcurrent: 4", "maxConcurrent: \"4\""),
     ("maxConcurrent: 4", "existingBlobs: skip"),
+    ("maxConcurrent: 4", "bandwidthLimit: 50"),
+    ("maxConcurrent: 4", "bandwidthLimit: 0Mi"),
+    ("maxConcurrent: 4", "bandwidthLimit: 50MB"),
     ("spec:", "spec:\n  suspend: \"true\""),
     ("spec:", "spec:\n  interval: 30s"),
     ("spec:", "spec:\n  interval: 1d"),

@@ -220,3 +220,23 @@ async fn a_source_is_reached_through_the_proxy_in_its_secret_and_the_destination
     bed.request("wrong", "mended")?;
     bed.wait_ready("wrong", "True", "Succeeded").map(drop)
 }
+
+/// Registry rule R7: what listens on the operator's machine for it alone is not for whoever writes mirrors.
+#[tokio::test]
+async fn a_registry_on_the_operators_own_machine_is_not_asked_unless_that_is_allowed() -> Result<()>
+{
+    let registry = Registry::open()?;
+    let bed = Bed::new("loopback").await?;
+    let operator = bed.strict_operator_with(&["--watch-namespace", &bed.namespace])?;
+    let spec = json!({"source": source(registry.address(), &json!({"insecure": true}))});
+    bed.mirror("app", &spec)?;
+    let said = wait_stalled(&bed, "app", "AddressRefused")?;
+    assert!(said.contains("127.0.0.1"), "{said}");
+    assert!(registry.requests().is_empty());
+    drop(operator);
+
+    Image::builder().build()?.push(registry.access(), "app:1")?;
+    let _lenient = bed.operator()?;
+    bed.request("app", "allowed")?;
+    bed.wait_ready("app", "True", "Succeeded").map(drop)
+}

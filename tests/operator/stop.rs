@@ -11,6 +11,7 @@ use crate::support::control_plane::{ControlPlane, Controllers};
 use crate::support::faults::{Action, Rule};
 use crate::support::gateway::Gateway;
 use crate::support::images::Image;
+use crate::support::process::poll;
 use crate::support::registry::Registry;
 use crate::support::{Result, skopeo};
 
@@ -62,6 +63,46 @@ async fn a_signal_during_a_copy_ends_it_in_time_and_the_next_start_finishes_it()
         skopeo::digest(to.access(), "mirror/app:1")?,
         skopeo::digest(from.access(), "app:1")?
     );
+    Ok(())
+}
+
+/// Operator rule K19 for a layer that takes its time: what came is on the disk before the process is gone.
+#[tokio::test]
+async fn a_signal_in_the_middle_of_a_large_layer_costs_next_to_nothing_of_it() -> Result<()> {
+    let (from, to) = (Registry::open()?, Registry::open()?);
+    let image = Image::builder()
+        .layers(1, 200_000_000)
+        .gzip_level(0)
+        .build()?;
+    image.push(from.access(), "app:1")?;
+    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(2_000_000));
+    let gateway = Gateway::before(&from).rule(slow).start()?;
+    let fetched = || gateway.answer_bytes(|exchange| exchange.path.contains("/blobs/"));
+    let whole = image.manifests[0].layers[0].blob.size;
+    let bed = Bed::new("large").await?;
+    let operator = bed.operator()?;
+    bed.mirror(
+        "app",
+        &json!({
+            "source": source(&gateway.access(None), "app", &["1"]),
+            "destinations": [destination("default", to.access())],
+        }),
+    )?;
+    poll(PATIENCE, || (fetched() > whole / 2).then_some(())).expect("half of it comes");
+    let started = Instant::now();
+    operator.signal("TERM")?;
+    let code = operator.wait_for_exit(Duration::from_secs(30))?;
+    assert_eq!(code, 0, "{}", operator.log());
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(fetched() < whole, "it was faster than the signal");
+
+    gateway.clear_rules();
+    let _again = bed.operator()?;
+    bed.wait_ready("app", "True", "Succeeded")?;
+    let twice = fetched().saturating_sub(whole);
+    assert!(twice <= whole / 20, "{twice} bytes were fetched twice");
+    assert_eq!(skopeo::digest(to.access(), "mirror/app:1")?, image.digest);
     Ok(())
 }
 

@@ -83,6 +83,11 @@ impl Registry {
         Self::builder().htpasswd(user, password).start()
     }
 
+    /// From now on it takes this login and no other. It looks whether its file has changed at each request.
+    pub fn change_password(&self, user: &str, password: &str) -> Result<()> {
+        write_password(self.process.folder(), user, password).map(drop)
+    }
+
     /// https with a certificate of a CA that nobody knows, see [`Registry::ca_pem`].
     pub fn with_tls() -> Result<Self> {
         Self::builder().tls().start()
@@ -284,10 +289,7 @@ impl RegistryBuilder {
         match &self.authentication {
             Authentication::Open => Ok((json!({}), None)),
             Authentication::Htpasswd { user, password } => {
-                // The registry takes bcrypt only.
-                let line = run(Command::new("htpasswd").args(["-Bbn", user, password]))?;
-                let file = folder.join("htpasswd");
-                std::fs::write(&file, line).context("could not write the password file")?;
+                let file = write_password(folder, user, password)?;
                 Ok((json!({"htpasswd": {"realm": "test", "path": file}}), None))
             }
             Authentication::Token(options) => {
@@ -322,6 +324,14 @@ impl RegistryBuilder {
         }
         config.to_string()
     }
+}
+
+/// The password file of a registry. It takes bcrypt only.
+fn write_password(folder: &Path, user: &str, password: &str) -> Result<PathBuf> {
+    let line = run(Command::new("htpasswd").args(["-Bbn", user, password]))?;
+    let file = folder.join("htpasswd");
+    std::fs::write(&file, line).context("could not write the password file")?;
+    Ok(file)
 }
 
 /// From `msg="listening on 127.0.0.1:44123"`, which with TLS goes on with `, tls`.

@@ -17,6 +17,13 @@ use tokio::runtime::Runtime;
 
 use super::{Context, Result};
 
+/// What counts as sent should be on its way to the client. Left alone, the kernel would take some megabytes of each
+/// connection off our hands, which a client that is killed never saw.
+const SEND_BUFFER: u32 = 64 * 1024;
+
+/// Connections that wait to be accepted: as many as the standard library lets wait, or more.
+const BACKLOG: u32 = 1024;
+
 /// The body of an answer, whole or streamed. Its error ends the connection.
 pub type Body = UnsyncBoxBody<Bytes, HangUp>;
 
@@ -106,10 +113,12 @@ pub fn answer(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> 
 
 /// Binds without waiting, because `block_on` is forbidden in a tokio test.
 fn listen(runtime: &Runtime, address: Ipv4Addr) -> std::io::Result<tokio::net::TcpListener> {
-    let listener = std::net::TcpListener::bind((address, 0))?;
-    listener.set_nonblocking(true)?;
     let _entered = runtime.enter();
-    tokio::net::TcpListener::from_std(listener)
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    // Connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind((address, 0).into())?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept<H, F>(listener: tokio::net::TcpListener, handler: Arc<H>)

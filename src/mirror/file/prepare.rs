@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{api::ImageMirrorSpec, error::handlers, output::OutputManager, registry::Hosts};
+use crate::{
+    api::ImageMirrorSpec,
+    error::handlers,
+    output::OutputManager,
+    registry::{Hosts, Loopback},
+};
 
 use super::{
     documents::{Document, Documents, ObjectName, Problem},
@@ -164,6 +169,8 @@ impl Documents {
         Some(Given {
             secrets: secrets?,
             pull_secrets: pull_secrets?,
+            // A file does not change under whoever reads it.
+            reader: None,
             logins: surroundings.logins.clone(),
             archives: Some(ArchiveFolder {
                 path: folder.unwrap_or(&document.origin.folder).clone(),
@@ -173,6 +180,7 @@ impl Documents {
             }),
             hosts: surroundings.hosts.clone(),
             tenant: namespace.as_str().into(),
+            loopback: Loopback::Named,
             // Whoever typed the command waits for it, and can stop it.
             waits_for_quota: true,
         })

@@ -76,6 +76,11 @@ impl Authorization {
             kind: Kind::Nothing,
         }
     }
+
+    /// Whether it is a token that cannot have died of age.
+    pub(super) fn is_young_token(&self) -> bool {
+        matches!(&self.kind, Kind::Token { token, .. } if token.received.elapsed() < OLD_TOKEN)
+    }
 }
 
 /// The login at one registry. Clones share tokens and what is known; a seed belongs to the clone it was given to.

@@ -55,12 +55,20 @@ pub(super) enum Payload<'a> {
 }
 
 impl Payload<'_> {
-    /// Whether a large body was sent to its end. One of less than this was in buffers before anybody looked at it.
+    /// Whether bytes of a blob were sent, and all of them.
+    fn is_sent(&self) -> bool {
+        match self {
+            Self::Empty | Self::Document(_) => false,
+            Self::Blob(bytes) => bytes.length() > 0 && bytes.is_spent(),
+        }
+    }
+
+    /// The same of a large body: one of less than this is in buffers before anybody has looked at it, and soon sent again.
     fn is_spent(&self) -> bool {
         const LARGE: u64 = 1024 * 1024;
         match self {
             Self::Empty | Self::Document(_) => false,
-            Self::Blob(bytes) => bytes.length() >= LARGE && bytes.is_spent(),
+            Self::Blob(bytes) => bytes.length() >= LARGE && self.is_sent(),
         }
     }
 }
@@ -293,6 +301,11 @@ impl RegistryClient {
             if !self.is_own_origin(response.url()) {
                 return Ok(response);
             }
+            // Who asks for a login after the whole body would do so again: there is another way for such hosts, and the new
+            // login is kept for it (registry rule A17). A small body tells only when its login was good a moment ago, as the
+            // upload was opened with it.
+            let is_late = call.payload.is_spent()
+                || (call.payload.is_sent() && authorization.is_young_token());
             let better = match response.status() {
                 StatusCode::UNAUTHORIZED => {
                     let challenges = self.challenges(&response).await;
@@ -304,9 +317,7 @@ impl RegistryClient {
                 _ => return Ok(response),
             };
             match better {
-                // Who asks for a login after the whole body would do so again: there is another way for such hosts, and the
-                // new login is kept for it (registry rule A17).
-                Some(_) if call.payload.is_spent() => return Ok(response),
+                Some(_) if is_late => return Ok(response),
                 Some(better) => authorization = better,
                 None => return Ok(response),
             }

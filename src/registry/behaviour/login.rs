@@ -259,8 +259,8 @@ async fn a_seed_is_used_until_it_is_refused() {
     assert_eq!(sent.len(), 1);
 }
 
-/// A registry whose token dies with the first body.
-async fn forgetful() -> Server {
+/// A registry whose token dies with this body.
+async fn forgetful(body: usize) -> Server {
     let issued = Counter::default();
     let bodies = Counter::default();
     Server::start(move |seen| {
@@ -271,7 +271,7 @@ async fn forgetful() -> Server {
             _ if seen.target.starts_with("/token") => token(&format!("t{}", issued.next())),
             _ if !is_good => asks_for_token("/token"),
             "POST" => reply(StatusCode::ACCEPTED, &[("location", "/upload/1")], ""),
-            "PUT" if bodies.next() == 1 => asks_for_token("/token"),
+            "PUT" if bodies.next() == body => asks_for_token("/token"),
             "PATCH" => status(202),
             _ => status(201),
         }
@@ -281,44 +281,53 @@ async fn forgetful() -> Server {
 
 #[tokio::test]
 async fn a_token_that_dies_while_a_small_blob_is_sent_is_replaced_and_the_blob_sent_again() {
-    let server = forgetful().await;
-    upload(&server.client(), b"layer").await.unwrap();
+    let server = forgetful(2).await;
+    let client = server.client();
+    upload(&client, b"first").await.unwrap();
+    after(61).await;
+    upload(&client, b"layer").await.unwrap();
     let puts: Vec<_> = server
         .seen()
         .into_iter()
         .filter(|seen| seen.method == "PUT")
         .collect();
-    assert_eq!(puts.len(), 2);
-    assert_eq!(puts[0].authorization(), Some("Bearer t1"));
-    assert_eq!(puts[1].authorization(), Some("Bearer t2"));
-    assert_eq!(server.count("POST", "/uploads/"), 2, "{:?}", server.lines());
+    let tokens: Vec<_> = puts
+        .iter()
+        .map(|put| put.authorization().unwrap())
+        .collect();
+    assert_eq!(tokens, ["Bearer t1", "Bearer t1", "Bearer t2"]);
+    assert!(puts.iter().all(|put| put.body.len() == 5));
+    assert_eq!(server.count("POST", "/uploads/"), 3, "{:?}", server.lines());
 }
 
 /// Registry rule A17: the body is sent twice and no more, and the next blob goes the better way at once.
 #[tokio::test]
 async fn a_registry_that_looks_at_the_login_after_the_whole_blob_gets_blob_and_digest_apart() {
-    let server = forgetful().await;
-    let client = server.client();
-    let blob = vec![7; 3_000_000];
-    upload(&client, &blob).await.unwrap();
-    upload(&client, &blob).await.unwrap();
-    let bodies: Vec<_> = server
-        .seen()
-        .into_iter()
-        .filter(|seen| matches!(seen.method.as_str(), "PUT" | "PATCH"))
-        .map(|seen| {
-            let token = seen.authorization().unwrap().to_owned();
-            (seen.method, token, seen.body.len())
-        })
-        .collect();
-    let line = |method: &str, token: &str, length| (method.to_owned(), token.to_owned(), length);
-    let apart = [
-        line("PATCH", "Bearer t2", 3_000_000),
-        line("PUT", "Bearer t2", 0),
-    ];
-    assert_eq!(bodies[0], line("PUT", "Bearer t1", 3_000_000));
-    assert_eq!(bodies[1..3], apart);
-    assert_eq!(bodies[3..], apart);
+    for size in [5, 3_000_000] {
+        let server = forgetful(1).await;
+        let client = server.client();
+        let blob = vec![7; size];
+        upload(&client, &blob).await.unwrap();
+        upload(&client, &blob).await.unwrap();
+        let bodies: Vec<_> = server
+            .seen()
+            .into_iter()
+            .filter(|seen| matches!(seen.method.as_str(), "PUT" | "PATCH"))
+            .map(|seen| {
+                let token = seen.authorization().unwrap().to_owned();
+                (seen.method, token, seen.body.len())
+            })
+            .collect();
+        let line =
+            |method: &str, token: &str, length| (method.to_owned(), token.to_owned(), length);
+        let apart = [
+            line("PATCH", "Bearer t2", size),
+            line("PUT", "Bearer t2", 0),
+        ];
+        assert_eq!(bodies[0], line("PUT", "Bearer t1", size));
+        assert_eq!(bodies[1..3], apart);
+        assert_eq!(bodies[3..], apart);
+    }
 }
 
 #[tokio::test]

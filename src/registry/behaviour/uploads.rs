@@ -126,6 +126,29 @@ async fn an_upload_whose_answer_got_lost_is_looked_for_before_it_is_repeated() {
     }
 }
 
+/// Registry rule R18.
+#[tokio::test]
+async fn a_blob_that_is_not_seen_right_after_its_upload_is_looked_for_three_times_more() {
+    for (answer, unseen, uploads) in [(504, 3, 1), (504, 4, 2), (202, 3, 1)] {
+        let (puts, looks) = (Counter::default(), Counter::default());
+        let server = Server::start(move |seen| match seen.method.as_str() {
+            "POST" => opened(),
+            "PUT" if puts.next() == 1 => status(answer),
+            "HEAD" if looks.next() <= unseen => status(404),
+            _ => status(201),
+        })
+        .await;
+        upload(&server.client(), b"layer").await.unwrap();
+        assert_eq!(server.count("PUT", "/upload/1"), uploads, "{unseen}");
+        let looked = server
+            .lines()
+            .iter()
+            .filter(|line| line.starts_with("HEAD"))
+            .count();
+        assert_eq!(looked, 4, "{unseen}");
+    }
+}
+
 #[tokio::test]
 async fn a_lost_session_is_replaced_by_a_new_one() {
     let puts = Counter::default();

@@ -1,6 +1,6 @@
 //! The course of an upload: attempts, what is gone on from, and which way is tried next.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 
@@ -24,6 +24,13 @@ use crate::{
 
 /// A smaller blob is sent again sooner than a file is written about it.
 const WORTH_NOTING: u64 = 8 * 1024 * 1024;
+
+/// Pauses before each further look for a blob that was just sent (registry rule R18).
+const SECOND_LOOKS: [Duration; 3] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
 
 /// What outlives a single attempt.
 pub(super) struct Course<'a> {
@@ -276,7 +283,8 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// Asks once whether the blob arrived. No answer counts as no.
+    /// Asks whether the blob arrived, and again where it is not seen: some registries need a moment to see what they have
+    /// (registry rule R18). No answer counts as no.
     async fn is_there(&self) -> bool {
         let BlobUpload {
             repository,
@@ -284,6 +292,14 @@ impl<'a> Course<'a> {
             ..
         } = self.upload;
         let call = self.client.head_blob_call(repository, descriptor);
+        for pause in SECOND_LOOKS {
+            match self.client.attempt(&call).await {
+                Ok(response) if response.status() == StatusCode::NOT_FOUND => {
+                    tokio::time::sleep(pause).await;
+                }
+                found => return found.is_ok(),
+            }
+        }
         let found = self.client.attempt(&call).await;
         found.is_ok_and(|response| response.status().is_success())
     }

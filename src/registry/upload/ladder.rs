@@ -11,9 +11,6 @@ const MIB: u64 = 1024 * 1024;
 /// in round trips at 100 MB/s and 40 ms, 4 MiB is what GHCR takes, and below 1 MiB it is not the size that is refused.
 const CHUNKS: [u64; 4] = [64 * MIB, 16 * MIB, 4 * MIB, MIB];
 
-/// A body of less says little about why its request failed: most of it was still in buffers.
-const TELLING: u64 = MIB;
-
 /// How the bytes of a blob go to a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -154,10 +151,10 @@ impl Learned {
 pub(super) fn verdict(tried: Tried, error: &Error) -> Option<Verdict> {
     let answer = match error {
         Error::RequestTooLarge { .. } => return Some(Verdict::TooLarge),
-        // Some hosts look at the login when they have everything, and by then it has expired (registry rule A17).
+        // Some hosts look at the login when they have everything, and by then it has expired (registry rule A17). The upload
+        // was opened with the same login, so a wrong one would not have come this far.
         Error::AuthenticationFailed { .. } | Error::AuthenticationRequired { .. } => {
-            let is_late = tried.taken == tried.length && tried.length >= TELLING;
-            return is_late.then_some(Verdict::Refused);
+            return (tried.taken == tried.length).then_some(Verdict::Refused);
         }
         Error::UploadSessionLost { answer, .. } | Error::RequestRefused { answer, .. } => answer,
         _ => return None,
@@ -346,8 +343,8 @@ mod tests {
             };
             let tried = Tried {
                 way,
-                length: TELLING,
-                taken: TELLING,
+                length: MIB,
+                taken: MIB,
             };
             assert_eq!(verdict(tried, &error), expected, "{way:?} {status} {code}");
         }

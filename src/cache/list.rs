@@ -293,7 +293,8 @@ mod tests {
         let path = cache.directory().join("index.json");
         let mut index = fixture.index();
         index["broken"] = index["app/1"].clone();
-        std::fs::write(&path, index.to_string()).unwrap();
+        let mut file = std::fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, index.to_string().as_bytes()).unwrap();
         let cache = fixture.reopened();
         assert!(
             cache

@@ -78,7 +78,7 @@ enum Outcome {
     /// It broke off; the rest was given back.
     Broken(Broken),
     /// The registry sends the whole blob, whatever it is asked for (registry rule D3).
-    Whole(BlobStream),
+    Whole(Box<BlobStream>),
 }
 
 impl<'a> Download<'a> {
@@ -140,7 +140,7 @@ impl<'a> Download<'a> {
                     Outcome::Whole(stream) => {
                         ranges.clear();
                         drop(waiting);
-                        return self.fetch_whole(stream).await;
+                        return self.fetch_whole(*stream).await;
                     }
                 },
                 () = self.begun.notified() => {}
@@ -192,7 +192,7 @@ impl<'a> Download<'a> {
         self.begun.notify_one();
         if stream.offset() != part.start || stream.end() > part.end {
             self.parts.lock().give_back(part);
-            return Ok(Outcome::Whole(stream));
+            return Ok(Outcome::Whole(Box::new(stream)));
         }
         let mut position = part.start;
         while position < part.end {
@@ -219,16 +219,16 @@ impl<'a> Download<'a> {
         let mut next = Some(stream);
         loop {
             let attempt = self.begin();
-            let outcome = match next.take() {
-                Some(stream) => self.take_whole(stream, &attempt).await?,
-                None => {
-                    let slot = self.connection().await;
-                    let whole = 0..self.writer.descriptor().size;
-                    match self.source.range_in(slot, whole).await {
-                        Ok(stream) => self.take_whole(stream, &attempt).await?,
-                        Err(error) => Some(attempt.broken(error, true)),
-                    }
-                }
+            let stream = if let Some(stream) = next.take() {
+                Ok(stream)
+            } else {
+                let slot = self.connection().await;
+                let whole = 0..self.writer.descriptor().size;
+                self.source.range_in(slot, whole).await
+            };
+            let outcome = match stream {
+                Ok(stream) => self.take_whole(stream, &attempt).await?,
+                Err(error) => Some(attempt.broken(error, true)),
             };
             match outcome {
                 None => return Ok(()),

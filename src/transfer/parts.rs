@@ -123,9 +123,13 @@ mod tests {
 
     use super::*;
 
+    fn whole(size: u64) -> Vec<Range<u64>> {
+        std::iter::once(0..size).collect()
+    }
+
     #[test]
     fn a_blob_of_common_size_comes_in_one_piece() {
-        let mut parts = Parts::new(ONE_PIECE, vec![0..ONE_PIECE]);
+        let mut parts = Parts::new(ONE_PIECE, whole(ONE_PIECE));
         assert_eq!(parts.take(), Some(0..ONE_PIECE));
         assert_eq!(parts.take(), None);
     }
@@ -136,7 +140,7 @@ mod tests {
         for (milliseconds, mib_per_second, expected) in
             [(1, 100, 4), (40, 8, 6), (150, 4, 12), (150, 40, 64)]
         {
-            let mut parts = Parts::new(size, vec![0..size]);
+            let mut parts = Parts::new(size, whole(size));
             let first_byte = Duration::from_millis(milliseconds);
             parts.note(
                 mib_per_second * MIB,
@@ -151,7 +155,7 @@ mod tests {
     #[test]
     fn what_did_not_come_is_asked_for_first_again() {
         let size = 100 * MIB;
-        let mut parts = Parts::new(size, vec![0..size]);
+        let mut parts = Parts::new(size, whole(size));
         let (first, _second) = (parts.take().unwrap(), parts.take().unwrap());
         parts.give_back(first.start + 5..first.end);
         assert_eq!(parts.take(), Some(first.start + 5..first.end));
@@ -164,7 +168,7 @@ mod tests {
             kept in proptest::collection::vec((0..400 * MIB, 0..50 * MIB), 0..4),
             notes in proptest::collection::vec((0_u64..500, 0_u64..200), 0..10),
         ) {
-            let mut missing = vec![0..size];
+            let mut missing = whole(size);
             for (start, length) in kept {
                 missing = missing.into_iter().flat_map(|range| {
                     let (low, high) = (start.clamp(range.start, range.end), (start + length).clamp(range.start, range.end));

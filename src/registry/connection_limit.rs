@@ -14,13 +14,16 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 /// So many percent have to come through twice the connections for the next doubling: more than windows differ by chance.
 const WORTHWHILE_PERCENT: u64 = 115;
 
-/// One connection more after each such time without a refusal (P13).
+/// One connection more after each such time without a refusal (P13), or all that were taken away after a long one: a bad
+/// hour of a registry is not to slow down the next day.
 const STEP_PAUSE: Duration = Duration::from_secs(8);
 
 /// How many connections there may be at once.
 #[derive(Debug)]
 pub(super) struct ConnectionLimit {
     limit: usize,
+    /// What it began with.
+    first: usize,
     phase: Phase,
     /// How long a request takes until its first byte comes, smoothed.
     round_trip: Duration,
@@ -67,6 +70,7 @@ impl ConnectionLimit {
     pub(super) const fn new(connections: usize, now: Instant) -> Self {
         Self {
             limit: connections,
+            first: connections,
             phase: Phase::Doubling {
                 since: now,
                 before: None,
@@ -127,7 +131,10 @@ impl ConnectionLimit {
                 }
             }
             Phase::Creeping { next } if wanted && now >= *next => {
-                self.limit = (self.limit + 1).min(MOST);
+                let late = now.saturating_duration_since(*next).as_secs() / STEP_PAUSE.as_secs();
+                let steps = usize::try_from(late).map_or(MOST, |late| late.min(MOST) + 1);
+                let most = self.first.max(self.limit + 1).min(MOST);
+                self.limit = (self.limit + steps).min(most);
                 *next = now + STEP_PAUSE;
             }
             Phase::Doubling { window: None, .. } | Phase::Creeping { .. } => {}
@@ -270,6 +277,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_bad_spell_took_comes_back_with_the_quiet_time_after_it() {
+        for (quiet, expected) in [(7, 1), (8, 2), (15, 2), (16, 3), (3600, 16)] {
+            let start = Instant::now();
+            let mut limit = ConnectionLimit::new(16, start);
+            let mut now = start;
+            while limit.get() > 1 {
+                limit.refused(now);
+                now += SHORTEST_WINDOW;
+            }
+            now = now - SHORTEST_WINDOW + Duration::from_secs(quiet);
+            limit.moved(1, true, now);
+            assert_eq!(limit.get(), expected, "{quiet} s");
+            limit.moved(1, true, now + STEP_PAUSE);
+            assert_eq!(limit.get(), expected.max(1) + 1, "{quiet} s");
+        }
+    }
+
+    #[test]
     fn what_nobody_waits_for_is_not_added() {
         let start = Instant::now();
         let mut limit = ConnectionLimit::new(16, start);
@@ -319,8 +344,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens: there is always one connection, never too many, never more than twice as many as before, and
-        /// fewer only by half after a refusal or back to what was enough.
+        /// Whatever happens: there is always one connection, never too many, never more than twice as many as before beyond what
+        /// it began with, and fewer only by half after a refusal or back to what was enough.
         #[test]
         fn the_limit_stays_within_its_bounds(
             first in 1_usize..=MOST,
@@ -348,7 +373,7 @@ mod tests {
                     }
                 }
                 prop_assert!((1..=MOST).contains(&limit.get()));
-                prop_assert!(limit.get() <= before * 2 && limit.get() >= before / 2);
+                prop_assert!(limit.get() <= first.max(before * 2) && limit.get() >= before / 2);
             }
         }
     }

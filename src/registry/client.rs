@@ -1,8 +1,11 @@
 //! The client of one registry, and what its clones share.
 
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use reqwest::Response;
@@ -19,6 +22,8 @@ use super::{
     connect::{self, Client, ClientOptions},
     error::Result,
     hosts::Host,
+    limiter::{Limiter, Slot},
+    retry::LONGEST_WAIT,
     scope::{Access, Scope},
 };
 
@@ -89,6 +94,36 @@ impl Shared {
 
     pub(super) fn is_reached(&self) -> bool {
         self.is_reached.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the registry may be asked again, if that is soon. What is left of the wait where it is not.
+    pub(super) async fn reopened(&self) -> Duration {
+        loop {
+            let remaining = self.closed_for();
+            if remaining.is_zero() || remaining > LONGEST_WAIT {
+                return remaining;
+            }
+            // Meanwhile somebody else may have been sent away for longer.
+            tokio::time::sleep(remaining).await;
+        }
+    }
+
+    /// Waits for a connection at a time when the registry may be asked: whoever has to wait anyway leaves the connections to
+    /// others, whose account may be a more welcome one.
+    pub(super) async fn slot(&self, limiter: &Limiter) -> Slot {
+        loop {
+            self.reopened().await;
+            let slot = limiter.slot(&self.tenant).await;
+            let remaining = self.closed_for();
+            if remaining.is_zero() || remaining > LONGEST_WAIT {
+                return slot;
+            }
+        }
+    }
+
+    fn closed_for(&self) -> Duration {
+        let (host, account) = (&self.host.gate, &self.account.gate);
+        host.remaining().max(account.remaining())
     }
 
     /// Does something that nobody waits for. Without a runtime it is left out.
@@ -226,7 +261,6 @@ mod tests {
         check(client.get_manifest(&repository, &tag));
         check(client.upload_manifest_with_token(&repository, &tag, &manifest(), None));
         check(client.has_blob(&repository, &blob));
-        check(client.get_blob(&repository, &blob));
         let upload = BlobUpload {
             repository: &repository,
             descriptor: &blob,

@@ -4,7 +4,6 @@ use std::{
     fmt,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use http::{HeaderValue, Method, StatusCode, header};
@@ -20,14 +19,10 @@ use super::{
     content_range::ContentRange,
     error::{Error, Operation, Result},
     judge::Subject,
-    retry::LONGEST_WAIT,
     scope::Access,
     transport::Call,
     wire,
 };
-
-/// One of too many requests comes back after a pause between this and twice as much: not all of them at one moment.
-const CROWD_PAUSE: Duration = Duration::from_millis(250);
 
 /// One blob to be fetched, whole or in parts. Clones share what was learned: where its bytes are, whether parts of it can be
 /// had.
@@ -58,8 +53,17 @@ struct Known {
 struct Place {
     /// Its query may be a signature.
     url: Url,
-    /// At the registry itself, and not at a storage that it points to or at a layer's publisher.
-    is_own: bool,
+    keeper: Keeper,
+}
+
+/// Who answers there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    Registry,
+    /// A storage that the registry points to.
+    Storage,
+    /// The publisher of a layer that the registry does not have.
+    Publisher,
 }
 
 impl fmt::Debug for BlobDownload {
@@ -84,7 +88,7 @@ impl BlobDownload {
     /// Waits for a connection of the registry, so that what is asked for through it can be chosen as late as possible.
     pub async fn slot(&self) -> Slot {
         let shared = &self.0.client.shared;
-        shared.host.downloads.slot(&shared.tenant).await
+        shared.slot(&shared.host.downloads).await
     }
 
     /// The same as [`range`](Self::range), with a connection at hand.
@@ -101,20 +105,20 @@ impl BlobDownload {
         let given = match response.status() {
             StatusCode::PARTIAL_CONTENT => ContentRange::of(response.headers()),
             StatusCode::OK => {
-                self.known().takes_ranges = Some(false);
+                self.note_ranges(false);
                 return Ok(self.stream(slot, response, 0..size));
             }
             _ => None,
         };
         match given {
             Some(given) if given.answers(&range, size) => {
-                self.known().takes_ranges = Some(true);
+                self.note_ranges(true);
                 Ok(self.stream(slot, response, given.bytes))
             }
             // Another part than asked for, or no part although there is one: only the whole can be trusted (D3).
             _ => {
                 debug!(operation = %self.0.operation, ?given, ?range, "ranges are not usable");
-                self.known().takes_ranges = Some(false);
+                self.note_ranges(false);
                 drop(response);
                 self.whole(slot).await
             }
@@ -147,6 +151,20 @@ impl BlobDownload {
     /// Whether an answer said that its bytes are packed. Mostly it is wrong, and the bytes are as they should be.
     pub fn is_encoded(&self) -> bool {
         self.known().is_encoded
+    }
+
+    /// Remembers whether a part came as such, for the blob and for those after it.
+    fn note_ranges(&self, given: bool) {
+        let keeper = {
+            let mut known = self.known();
+            known.takes_ranges = Some(given);
+            known.place.as_ref().map(|place| place.keeper)
+        };
+        if keeper != Some(Keeper::Publisher) {
+            let by_itself = keeper == Some(Keeper::Registry);
+            let host = &self.0.client.shared.host;
+            host.note_ranges(given, by_itself);
+        }
     }
 
     async fn whole(&self, slot: Slot) -> Result<BlobStream> {
@@ -191,13 +209,10 @@ impl BlobDownload {
                 Ok(response) => return Ok((slot, response)),
                 Err(error) => error,
             };
-            // One of several requests at once was one too many: nothing is wrong with it, and it is no failed attempt. That
-            // ends when there is but one.
-            let is_crowded = is_refusal_of_many(&error) && slot.throttled();
-            if is_crowded && error.retry_after().is_none() {
+            if let Some(pause) = slot.crowded_out(&error) {
                 debug!(%operation, %error, "too many at once");
                 // With the connection in hand: whoever got it now would be refused just so.
-                tokio::time::sleep(CROWD_PAUSE.mul_f64(1.0 + fastrand::f64())).await;
+                tokio::time::sleep(pause).await;
                 drop(slot);
             } else {
                 drop(slot);
@@ -218,11 +233,14 @@ impl BlobDownload {
                 Err(error) => {
                     self.forget(&place);
                     // A signature expires, a node of a CDN goes (D8); a storage that is busy is elsewhere just as busy.
-                    if error.is_transport() || is_refusal_of_many(&error) {
+                    if error.is_transport() || error.is_refusal_of_many() {
                         return Err(error);
                     }
                 }
             }
+        }
+        if self.0.client.shared.host.gives_itself() {
+            return self.find(range).await;
         }
         let finding = self.0.finding.lock().await;
         if let Some(place) = self.place() {
@@ -234,26 +252,24 @@ impl BlobDownload {
 
     async fn ask(&self, place: &Place, range: Option<&Range<u64>>) -> Result<Response> {
         let call = self.call(place.url.clone(), range);
-        if place.is_own {
-            self.0.client.attempt(&call).await
-        } else {
-            self.0.client.attempt_elsewhere(&call).await
+        match place.keeper {
+            Keeper::Registry => self.0.client.attempt(&call).await,
+            Keeper::Storage | Keeper::Publisher => self.0.client.attempt_elsewhere(&call).await,
         }
     }
 
     /// Asks the registry, and the publisher of a layer that the registry does not have (D7).
     async fn find(&self, range: Option<&Range<u64>>) -> Result<Response> {
         let client = &self.0.client;
-        let (response, is_asked_with_login) =
-            match client.attempt(&self.call(self.url(), range)).await {
-                Err(error @ Error::BlobUnknown { .. }) => {
-                    (self.ask_publisher(range, error).await?, false)
-                }
-                other => (other?, true),
-            };
+        let (response, keeper) = match client.attempt(&self.call(self.url(), range)).await {
+            Err(error @ Error::BlobUnknown { .. }) => {
+                (self.ask_publisher(range, error).await?, Keeper::Publisher)
+            }
+            Ok(response) if client.is_own_origin(response.url()) => (response, Keeper::Registry),
+            other => (other?, Keeper::Storage),
+        };
         let url = response.url().clone();
-        let is_own = is_asked_with_login && client.is_own_origin(&url);
-        self.known().place = Some(Place { url, is_own });
+        self.known().place = Some(Place { url, keeper });
         Ok(response)
     }
 
@@ -338,19 +354,6 @@ impl BlobDownload {
     }
 }
 
-/// Whether a refusal may be due to how much is asked at once. One for a long time is about a quota.
-fn is_refusal_of_many(error: &Error) -> bool {
-    match error {
-        Error::TooManyRequests { retry_after, .. } => {
-            retry_after.is_none_or(|pause| pause <= LONGEST_WAIT)
-        }
-        Error::RegistryUnavailable { answer, .. } => {
-            answer.status() == StatusCode::SERVICE_UNAVAILABLE
-        }
-        _ => false,
-    }
-}
-
 impl RegistryClient {
     /// Whether the registry has a blob.
     ///
@@ -377,22 +380,12 @@ impl RegistryClient {
             repository: repository.clone(),
             descriptor: descriptor.clone(),
             operation: self.blob_operation("read", repository, descriptor),
-            known: Mutex::default(),
+            known: Mutex::new(Known {
+                takes_ranges: self.shared.host.gives_ranges().then_some(true),
+                ..Known::default()
+            }),
             finding: tokio::sync::Mutex::default(),
         }))
-    }
-
-    /// A blob, from its first byte.
-    ///
-    /// # Errors
-    /// When the blob is not there or cannot be read.
-    pub async fn get_blob(
-        &self,
-        repository: &RepositoryPath,
-        descriptor: &Descriptor,
-    ) -> Result<BlobStream> {
-        let download = self.blob_download(repository, descriptor);
-        download.range(0..descriptor.size).await
     }
 
     /// Asks for a blob without its bytes; its absence is an answer.

@@ -6,6 +6,8 @@
 
 use std::{error::Error as StdError, fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
+use http::StatusCode;
+
 use crate::{
     error::{Class, Classified},
     image::{self, Digest, Tag},
@@ -14,6 +16,7 @@ use crate::{
 use super::{
     answer::{Answer, shown},
     proxy::Proxy,
+    retry::LONGEST_WAIT,
 };
 
 /// The room's result.
@@ -628,6 +631,19 @@ impl Error {
     /// Whether trying again is pointless although the class says otherwise: a full quota does not empty itself.
     pub(super) const fn is_final(&self) -> bool {
         matches!(self, Self::RegistryQuotaExceeded { .. })
+    }
+
+    /// Whether a refusal may be due to how much is asked at once. One for a long time is about a quota.
+    pub(super) fn is_refusal_of_many(&self) -> bool {
+        match self {
+            Self::TooManyRequests { retry_after, .. } => {
+                retry_after.is_none_or(|pause| pause <= LONGEST_WAIT)
+            }
+            Self::RegistryUnavailable { answer, .. } => {
+                answer.status() == StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => false,
+        }
     }
 
     /// Whether the exchange itself failed, without an answer.

@@ -53,6 +53,9 @@ pub(super) struct Host {
     pub(super) referrers: KeyedLock<(RepositoryPath, Digest)>,
     /// Whether the registry was seen to keep lists of referrers itself.
     takes_subjects: AtomicBool,
+    /// Whether the last part of a blob that was asked for came as such, and came from the registry itself.
+    gives_ranges: AtomicBool,
+    gives_itself: AtomicBool,
     /// Connections that bring the bytes of blobs.
     pub(super) downloads: Limiter,
     /// Connections that take them. They are apart, since an upload may hold its connection while it waits for the download
@@ -67,9 +70,11 @@ impl Host {
         let quirks = Quirks::of(endpoint.host());
         Self {
             gate: Gate::default(),
-            ladder: Ladder::default(),
+            ladder: Ladder::new(quirks.largest_chunk),
             referrers: KeyedLock::default(),
             takes_subjects: AtomicBool::new(false),
+            gives_ranges: AtomicBool::new(false),
+            gives_itself: AtomicBool::new(false),
             downloads: Limiter::new(quirks.connections),
             uploads: Limiter::new(quirks.connections),
             notices: Notices::default(),
@@ -88,10 +93,20 @@ impl Host {
         Arc::clone(account)
     }
 
-    /// The registry refuses because of too many requests: fewer connections, in both directions.
-    pub(super) fn throttled(&self) {
-        self.downloads.throttled();
-        self.uploads.throttled();
+    /// Remembers what came when a part of a blob was asked for: a part or not, from the registry itself or from a storage.
+    pub(super) fn note_ranges(&self, given: bool, by_itself: bool) {
+        self.gives_ranges.store(given, Ordering::Relaxed);
+        self.gives_itself.store(by_itself, Ordering::Relaxed);
+    }
+
+    /// Whether the registry's blobs come in parts: the next one need not try with one part first (registry rule D9).
+    pub(super) fn gives_ranges(&self) -> bool {
+        self.gives_ranges.load(Ordering::Relaxed)
+    }
+
+    /// Whether they come from the registry itself: then there is no place to be found before many ask there.
+    pub(super) fn gives_itself(&self) -> bool {
+        self.gives_itself.load(Ordering::Relaxed)
     }
 
     /// Remembers that the registry keeps lists of referrers itself.

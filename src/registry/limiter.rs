@@ -8,11 +8,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::connection_limit::ConnectionLimit;
+use super::{connection_limit::ConnectionLimit, error::Error};
+
+/// One of too many requests comes back after a pause between this and twice as much: not all of them at one moment.
+const CROWD_PAUSE: Duration = Duration::from_millis(250);
 
 /// The connections of one registry in one direction. Clones share them.
 #[derive(Clone)]
@@ -53,9 +57,16 @@ impl Limiter {
         }
     }
 
-    /// The registry refuses because of too many requests. Whether there may have been several at once: then fewer may help.
-    pub(super) fn throttled(&self) -> bool {
-        self.state().limit.refused(Instant::now())
+    /// Takes in why something failed. One of several requests at once may have been one too many: nothing is wrong with it,
+    /// it is no failed attempt, and it may come back after the pause that is given, when there are fewer. That ends when there
+    /// is but one. A registry that names a time is asked again at that time, as always.
+    pub(super) fn crowded_out(&self, error: &Error) -> Option<Duration> {
+        if !error.is_refusal_of_many() {
+            return None;
+        }
+        let had_several = self.state().limit.refused(Instant::now());
+        (had_several && error.retry_after().is_none())
+            .then(|| CROWD_PAUSE.mul_f64(1.0 + fastrand::f64()))
     }
 
     fn moved(&self, bytes: usize, begun: Option<Instant>) {
@@ -153,9 +164,9 @@ impl Slot {
         self.limiter.moved(bytes, is_first.then_some(self.since));
     }
 
-    /// What was asked through this connection was refused because of too many requests. Whether fewer connections may help.
-    pub(super) fn throttled(&self) -> bool {
-        self.limiter.throttled()
+    /// See [`Limiter::crowded_out`].
+    pub(super) fn crowded_out(&self, error: &Error) -> Option<Duration> {
+        self.limiter.crowded_out(error)
     }
 }
 
@@ -217,10 +228,12 @@ mod tests {
         future::Future,
         pin::Pin,
         task::{Context, Poll, Waker},
-        time::Duration,
     };
 
+    use http::StatusCode;
+
     use super::*;
+    use crate::registry::{Answer, Operation};
 
     type Waiting<'a> = Pin<Box<dyn Future<Output = Slot> + 'a>>;
 
@@ -239,6 +252,14 @@ mod tests {
         let mut waiting: Waiting<'a> = Box::pin(limiter.slot(tenant));
         assert!(poll(&mut waiting).is_none());
         waiting
+    }
+
+    fn too_many(retry_after: Option<Duration>) -> Error {
+        Error::TooManyRequests {
+            operation: Operation::new("x"),
+            answer: Answer::of_status(StatusCode::TOO_MANY_REQUESTS),
+            retry_after,
+        }
     }
 
     fn taken(limiter: &Limiter, tenant: &Arc<str>) -> Slot {
@@ -297,11 +318,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_refusals_of_many_say_something_about_how_many_there_may_be() {
+        let (operation, soon) = (Operation::new("x"), Some(Duration::from_secs(1)));
+        let unavailable = |status: u16, retry_after| Error::RegistryUnavailable {
+            operation: operation.clone(),
+            answer: Answer::of_status(StatusCode::from_u16(status).unwrap()),
+            retry_after,
+        };
+        for (error, comes_back, left) in [
+            (too_many(None), true, 2),
+            (too_many(soon), false, 2),
+            (too_many(Some(Duration::from_hours(1))), false, 4),
+            (unavailable(503, None), true, 2),
+            (unavailable(503, soon), false, 2),
+            (unavailable(502, None), false, 4),
+        ] {
+            let limiter = Limiter::new(4);
+            assert_eq!(limiter.crowded_out(&error).is_some(), comes_back, "{error}");
+            assert_eq!(limiter.state().limit.get(), left, "{error}");
+        }
+        let alone = Limiter::new(1);
+        assert_eq!(alone.crowded_out(&too_many(None)), None);
+    }
+
+    #[tokio::test]
     async fn after_a_refusal_half_as_many_go_on() {
         let limiter = Limiter::new(4);
         let tenant: Arc<str> = Arc::default();
         let mut slots: Vec<_> = (0..4).map(|_| taken(&limiter, &tenant)).collect();
-        assert!(slots[0].throttled());
+        assert!(slots[0].crowded_out(&too_many(None)).is_some());
         let mut next = waiting(&limiter, &tenant);
         for left in [3, 2, 1] {
             assert!(poll(&mut next).is_none());

@@ -21,8 +21,8 @@ use tokio::{
 };
 
 use super::{
-    BlobContent, BlobSource, BlobUpload, ClientOptions, Credential, Endpoint, RegistryClient,
-    Result, Uploaded,
+    BlobContent, BlobSource, BlobStream, BlobUpload, ClientOptions, Credential, Endpoint,
+    RegistryClient, Result, Uploaded,
 };
 use crate::{
     image::{Descriptor, Digest, MediaType, RawManifest, Reference, RepositoryPath},
@@ -60,7 +60,7 @@ impl Seen {
     }
 }
 
-type Handler = dyn Fn(&Seen) -> Response + Send + Sync;
+type Handler = dyn Fn(&Seen) -> BoxFuture<'static, Response> + Send + Sync;
 
 #[derive(Clone)]
 struct Script {
@@ -78,9 +78,16 @@ pub(super) struct Server {
 impl Server {
     /// Answers each request with what `handler` makes of it.
     pub(super) async fn start(handler: impl Fn(&Seen) -> Response + Send + Sync + 'static) -> Self {
+        Self::start_slow(move |seen| std::future::ready(handler(seen)).boxed()).await
+    }
+
+    /// The same with answers that take their time.
+    pub(super) async fn start_slow(
+        handler: impl Fn(&Seen) -> BoxFuture<'static, Response> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        Self::serve(listener, address, handler)
+        Self::serve_slow(listener, address, handler)
     }
 
     /// The same on a listener of the test's own.
@@ -88,6 +95,20 @@ impl Server {
         listener: L,
         address: SocketAddr,
         handler: impl Fn(&Seen) -> Response + Send + Sync + 'static,
+    ) -> Self
+    where
+        L: axum::serve::Listener,
+        L::Addr: std::fmt::Debug,
+    {
+        Self::serve_slow(listener, address, move |seen| {
+            std::future::ready(handler(seen)).boxed()
+        })
+    }
+
+    fn serve_slow<L>(
+        listener: L,
+        address: SocketAddr,
+        handler: impl Fn(&Seen) -> BoxFuture<'static, Response> + Send + Sync + 'static,
     ) -> Self
     where
         L: axum::serve::Listener,
@@ -157,7 +178,7 @@ async fn answer(State(script): State<Script>, request: Request) -> Response {
         body,
     };
     script.log.lock().unwrap().push(seen.clone());
-    (script.handler)(&seen)
+    (script.handler)(&seen).await
 }
 
 /// A server that answers each connection in turn with these bytes and hangs up.
@@ -275,6 +296,12 @@ pub(super) fn descriptor(content: &[u8]) -> Descriptor {
         urls: Vec::new(),
         platform: None,
     }
+}
+
+/// Asks for the whole of a blob, with nothing special about it.
+pub(super) async fn read_blob(client: &RegistryClient, blob: &Descriptor) -> Result<BlobStream> {
+    let download = client.blob_download(&repository(), blob);
+    download.range(0..blob.size).await
 }
 
 pub(super) fn upload_progress() -> Transfer {

@@ -17,7 +17,6 @@ use super::{
     body::{self, Capped},
     challenge::Challenge,
     error::{Error, Operation, Result},
-    gate::Gate,
     judge::{self, Subject},
     retry::LONGEST_WAIT,
     scope::Scope,
@@ -232,11 +231,7 @@ impl RegistryClient {
     fn note_limits(&self, response: &Response) -> Option<Duration> {
         let asked = judge::pause_of(response);
         let status = response.status().as_u16();
-        if !matches!(status, 429 | 503) {
-            return asked;
-        }
-        self.shared.host.throttled();
-        if !self.is_own_origin(response.url()) {
+        if !matches!(status, 429 | 503) || !self.is_own_origin(response.url()) {
             return asked;
         }
         let quota = Quota::of(response.headers());
@@ -253,23 +248,15 @@ impl RegistryClient {
 
     /// Waits until the registry may be asked again, if that is soon.
     async fn pass_gates(&self, call: &Call<'_>) -> Result<()> {
-        let gates = [&self.shared.host.gate, &self.shared.account.gate];
-        loop {
-            let remaining = gates.map(Gate::remaining).into_iter().max();
-            let remaining = remaining.unwrap_or_default();
-            if remaining.is_zero() {
-                return Ok(());
-            }
-            if remaining > LONGEST_WAIT {
-                return Err(Error::TooManyRequests {
-                    operation: call.operation.clone(),
-                    answer: Answer::of_status(StatusCode::TOO_MANY_REQUESTS),
-                    retry_after: Some(remaining),
-                });
-            }
-            // Meanwhile somebody else may have been sent away for longer.
-            tokio::time::sleep(remaining).await;
+        let remaining = self.shared.reopened().await;
+        if remaining.is_zero() {
+            return Ok(());
         }
+        Err(Error::TooManyRequests {
+            operation: call.operation.clone(),
+            answer: Answer::of_status(StatusCode::TOO_MANY_REQUESTS),
+            retry_after: Some(remaining),
+        })
     }
 
     /// Sends a call with our login, and once more with the next one when this one has ended (registry rule A20).

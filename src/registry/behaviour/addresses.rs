@@ -13,8 +13,8 @@ use crate::{
     registry::{
         ClientOptions, Error, Loopback, Names, Proxy, ProxyChoice, RegistryClient, Result,
         testing::{
-            Server, asks_for_token, client_at, descriptor, manifest, reply, repository, status,
-            tag, upload,
+            Server, asks_for_token, client_at, descriptor, manifest, read_blob, reply, repository,
+            status, tag, upload,
         },
     },
 };
@@ -187,7 +187,7 @@ impl Pointer {
         match self {
             Self::Redirect | Self::Realm => {
                 let blob = descriptor(b"x");
-                client.get_blob(&repository(), &blob).await.map(drop)
+                read_blob(client, &blob).await.map(drop)
             }
             Self::Location => upload(client, b"").await.map(drop),
             Self::Link => client.list_tags(&repository()).await.map(drop),

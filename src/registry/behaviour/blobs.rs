@@ -8,15 +8,12 @@ use crate::{
     error::{Class, Classified},
     registry::{
         Result,
-        testing::{Server, descriptor, error, raw_server, reply, repository, status},
+        testing::{Server, descriptor, error, raw_server, read_blob, reply, repository, status},
     },
 };
 
 async fn read_all(server: &Server, expected: &[u8]) -> Result<Vec<u8>> {
-    let mut stream = server
-        .client()
-        .get_blob(&repository(), &descriptor(expected))
-        .await?;
+    let mut stream = read_blob(&server.client(), &descriptor(expected)).await?;
     let mut all = Vec::new();
     while let Some(piece) = stream.next().await? {
         all.extend_from_slice(&piece);
@@ -66,10 +63,7 @@ async fn a_blob_that_breaks_off_is_a_lost_connection() {
         &format!("http://{address}"),
         crate::registry::ClientOptions::default(),
     );
-    let mut blob = client
-        .get_blob(&repository(), &descriptor(b"layer"))
-        .await
-        .unwrap();
+    let mut blob = read_blob(&client, &descriptor(b"layer")).await.unwrap();
     assert_eq!(blob.next().await.unwrap().unwrap(), "lay");
     let failed = blob.next().await.unwrap_err();
     assert_eq!(

@@ -125,6 +125,24 @@ async fn a_pause_beyond_patience_is_an_error_with_its_length_and_holds_for_all()
     }
 }
 
+/// Registry rule P13 is about what holds a connection for long.
+#[tokio::test]
+async fn a_refused_manifest_leaves_the_connections_for_blobs_as_they_are() {
+    let server = Server::start(|_| status(429)).await;
+    let client = server.client_with(ClientOptions {
+        retry_attempts: 0,
+        ..ClientOptions::default()
+    });
+    client
+        .get_manifest(&repository(), &tag())
+        .await
+        .unwrap_err();
+    let download = client.blob_download(&repository(), &descriptor(b"x"));
+    let slots = futures::future::join_all((0..16).map(|_| download.slot()));
+    let slots = tokio::time::timeout(Duration::from_secs(5), slots).await;
+    assert_eq!(slots.map(|slots| slots.len()).unwrap(), 16);
+}
+
 #[tokio::test]
 async fn a_server_that_hangs_up_is_asked_again_at_once() {
     let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec();

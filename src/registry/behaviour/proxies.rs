@@ -21,7 +21,7 @@ use crate::{
     registry::{
         ClientOptions, Credential, Error, Proxy, ProxyChoice, RegistryClient,
         testing::{
-            Seen, Server, asks_for_token, client_at, descriptor, error, manifest, reply,
+            Seen, Server, asks_for_token, client_at, descriptor, error, manifest, read_blob, reply,
             repository, status, tag, token,
         },
     },
@@ -150,10 +150,7 @@ async fn requests_to_the_registry_its_token_service_and_its_storage_go_through_t
     let client = client_at("http://registry.invalid", through(proxy.address));
     let read = client.get_manifest(&repository(), &tag()).await.unwrap();
     assert_eq!(read.digest(), manifest().digest());
-    let blob = client
-        .get_blob(&repository(), &descriptor(b"layer"))
-        .await
-        .unwrap();
+    let blob = read_blob(&client, &descriptor(b"layer")).await.unwrap();
     drop(blob);
     let hosts: Vec<_> = proxy
         .seen()

@@ -4,14 +4,14 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
-use futures::{StreamExt, future, stream};
+use futures::{FutureExt, StreamExt, future, stream};
 use http::{StatusCode, header::RANGE};
 use tokio::task::JoinSet;
 
@@ -114,6 +114,57 @@ async fn a_server_that_ignores_ranges_gives_the_whole_blob_and_is_asked_for_no_m
         assert_eq!(download.takes_ranges(), Some(false));
         assert_eq!(server.seen().last().unwrap().header("range"), expected);
     }
+}
+
+/// D9: the second blob is asked for in parts at once.
+#[tokio::test]
+async fn what_one_blob_showed_of_parts_holds_for_the_next_until_another_shows_otherwise() {
+    let gives_none = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&gives_none);
+    let server = Server::start(move |seen| {
+        if flag.load(Ordering::SeqCst) {
+            return reply(StatusCode::OK, &[], BLOB);
+        }
+        serve(seen)
+    })
+    .await;
+    let client = server.client();
+    let next = || client.blob_download(&repository(), &descriptor(BLOB));
+    assert_eq!(next().takes_ranges(), None);
+    next().range(5..10).await.unwrap();
+    let second = next();
+    assert_eq!(second.takes_ranges(), Some(true));
+    gives_none.store(true, Ordering::SeqCst);
+    let stream = second.range(5..10).await.unwrap();
+    assert_eq!((stream.offset(), stream.end()), (0, 20));
+    assert_eq!(second.takes_ranges(), Some(false));
+    assert_eq!(next().takes_ranges(), None);
+}
+
+/// D9: where there is no redirect to be found out, nobody waits for the first answer.
+#[tokio::test]
+async fn parts_of_the_second_blob_are_asked_for_all_at_once_where_the_registry_gives_them_itself() {
+    let asked = Counter::default();
+    let all_there = Arc::new(tokio::sync::Barrier::new(4));
+    let server = Server::start_slow(move |seen| {
+        let is_of_first = asked.next() == 1;
+        let (part, all_there) = (serve(seen), Arc::clone(&all_there));
+        async move {
+            if !is_of_first {
+                all_there.wait().await;
+            }
+            part
+        }
+        .boxed()
+    })
+    .await;
+    let client = server.client();
+    let next = || client.blob_download(&repository(), &descriptor(BLOB));
+    read(next().range(5..10).await.unwrap()).await.unwrap();
+    let second = next();
+    let parts = tokio::time::timeout(Duration::from_secs(20), read_parts(&second)).await;
+    let parts = parts.expect("one part is waited for before the others are asked for");
+    assert_eq!(parts.unwrap(), BLOB);
 }
 
 /// D3: shifted, wrong total, multipart, without a word, 416.
@@ -336,6 +387,8 @@ async fn a_foreign_layer_comes_from_its_publisher_without_our_login() {
             .all(|seen| seen.authorization().is_none())
     );
     assert_eq!(registry.lines().len(), 2, "it was asked first, and once");
+    let own = client.blob_download(&repository(), &descriptor(BLOB));
+    assert_eq!(own.takes_ranges(), None, "the registry itself gave nothing");
 }
 
 /// The publisher's URL is a stranger's text: it must not choose what we ask our registry for in our name.
@@ -464,11 +517,10 @@ async fn a_registry_that_bears_few_requests_at_once_gets_no_more_and_everything_
         let outcomes = outcomes.lock().unwrap();
         let refused = outcomes.iter().filter(|is_borne| !**is_borne).count();
         assert!((1..30).contains(&refused), "{refused} were refused");
-        let calm = &outcomes[outcomes.len() - 50..];
-        assert!(
-            calm.iter().all(|is_borne| *is_borne),
-            "it settled: {outcomes:?}"
-        );
+        let late = outcomes[outcomes.len() - 50..].iter();
+        let refused = { late }.filter(|is_borne| !**is_borne).count();
+        // Four at once may get through for a while before they are found to be one too many.
+        assert!(refused <= 2, "it settled: {outcomes:?}");
     }
 }
 

@@ -8,7 +8,8 @@ use crate::{
     registry::{
         Credential,
         testing::{
-            Seen, Server, asks_for_token, descriptor, reply, repository, status, tag, upload,
+            Seen, Server, asks_for_token, descriptor, read_blob, reply, repository, status, tag,
+            upload,
         },
     },
 };
@@ -59,9 +60,7 @@ async fn a_blob_elsewhere_is_fetched_without_login() {
             )
         })
         .await;
-        let mut blob = server
-            .client_as(me())
-            .get_blob(&repository(), &descriptor(b"layer"))
+        let mut blob = read_blob(&server.client_as(me()), &descriptor(b"layer"))
             .await
             .unwrap();
         assert_eq!(blob.next().await.unwrap().unwrap(), "layer");
@@ -147,9 +146,7 @@ async fn redirects_to_forbidden_places_and_in_circles_are_refused() {
     ] {
         let server =
             Server::start(move |_| reply(StatusCode::FOUND, &[("location", target)], "")).await;
-        let error = server
-            .client()
-            .get_blob(&repository(), &descriptor(b"x"))
+        let error = read_blob(&server.client(), &descriptor(b"x"))
             .await
             .unwrap_err();
         assert_eq!(error.reason(), "RedirectRefused", "{target}");
@@ -192,9 +189,7 @@ async fn no_error_shows_a_signed_url() {
     let target = format!("{}/blob?signature=hunter2", storage.url());
     let server =
         Server::start(move |_| reply(StatusCode::FOUND, &[("location", &target)], "")).await;
-    let error = server
-        .client()
-        .get_blob(&repository(), &descriptor(b"x"))
+    let error = read_blob(&server.client(), &descriptor(b"x"))
         .await
         .unwrap_err();
     let shown = format!("{} {error:?}", crate::error::handlers::message(&error));
@@ -205,9 +200,7 @@ async fn no_error_shows_a_signed_url() {
     );
     let server =
         Server::start(move |_| reply(StatusCode::FOUND, &[("location", &unreachable)], "")).await;
-    let error = server
-        .client()
-        .get_blob(&repository(), &descriptor(b"x"))
+    let error = read_blob(&server.client(), &descriptor(b"x"))
         .await
         .unwrap_err();
     assert_eq!(error.reason(), "ConnectionRefused");

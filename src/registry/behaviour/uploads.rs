@@ -1,6 +1,6 @@
 //! Uploads whose answers get lost, come late or are odd.
 
-use std::{io::Write, sync::Arc};
+use std::{io::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -17,10 +17,10 @@ use crate::{
     image::Digest,
     output::{Direction, OutputManager},
     registry::{
-        BlobContent, BlobSource, BlobUpload, ClientOptions, RegistryClient,
+        BlobContent, BlobSource, BlobUpload, ClientOptions, Credential, Hosts, RegistryClient,
         testing::{
-            Counter, Recorder, Seen, Server, client_at, descriptor, error, reply, repository,
-            status, upload, upload_from,
+            Counter, Recorder, Seen, Server, asks_for_token, client_at, descriptor, error, reply,
+            repository, status, token, upload, upload_from,
         },
     },
 };
@@ -240,7 +240,7 @@ async fn an_upload_that_is_given_up_is_cancelled_there() {
         if server.count("DELETE", "/upload/1") == 1 {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!(
         "not cancelled: {:?}",
@@ -309,11 +309,96 @@ async fn uploads_that_wait_for_their_bytes_leave_room_for_others() {
     });
     let other = async {
         // Behind all the others.
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         upload(&client, b"other").await.unwrap();
         release.send(true).unwrap();
     };
     tokio::join!(futures::future::join_all(waiting), other);
+}
+
+/// Registry rule P13: what was one too many is no failed attempt, here as for downloads.
+#[tokio::test]
+async fn a_registry_that_takes_few_blobs_at_once_gets_all_of_them() {
+    const BEARS: usize = 3;
+    for code in [429, 503] {
+        let places = Arc::new(tokio::sync::Semaphore::new(BEARS));
+        let refused = Counter::default();
+        let count = refused.clone();
+        let server = Server::start_slow(move |seen| {
+            let is_start = seen.method == "POST";
+            let place = Arc::clone(&places).try_acquire_owned();
+            let count = count.clone();
+            async move {
+                if is_start {
+                    return opened();
+                }
+                if place.is_err() {
+                    count.next();
+                    return status(code);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                status(201)
+            }
+            .boxed()
+        })
+        .await;
+        let client = server.client_with(ClientOptions {
+            retry_attempts: 0,
+            ..ClientOptions::default()
+        });
+        let mut tasks = JoinSet::new();
+        for _ in 0..60 {
+            let client = client.clone();
+            tasks.spawn(async move { upload(&client, b"layer").await });
+        }
+        while let Some(outcome) = tasks.join_next().await {
+            outcome.unwrap().unwrap();
+        }
+        assert!(refused.next() > 1, "nothing was refused");
+    }
+}
+
+/// A pause of one account keeps no connection from another.
+#[tokio::test]
+async fn uploads_that_wait_for_a_token_service_leave_room_for_others() {
+    let server = Server::start(|seen| match seen.authorization() {
+        Some(login) if seen.target.starts_with("/token") && login == busy_login() => {
+            reply(StatusCode::TOO_MANY_REQUESTS, &[("retry-after", "60")], "")
+        }
+        _ if seen.target.starts_with("/token") => token("t"),
+        Some("Bearer t") if seen.method == "POST" => opened(),
+        Some("Bearer t") => status(201),
+        _ => asks_for_token("/token"),
+    })
+    .await;
+    let hosts = Hosts::default();
+    let client_of = |name: &str| {
+        server.client_with(ClientOptions {
+            credential: Credential::from_login(name.to_owned(), "secret".into()),
+            hosts: hosts.clone(),
+            tenant: name.into(),
+            ..ClientOptions::default()
+        })
+    };
+    let (busy, other) = (client_of("busy"), client_of("other"));
+    let mut tasks = JoinSet::new();
+    for _ in 0..50 {
+        let client = busy.clone();
+        tasks.spawn(async move { upload(&client, b"layer").await });
+    }
+    while server.count("GET", "/token") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Those that were under way are sent away too.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let patience = Duration::from_secs(10);
+    let sent = tokio::time::timeout(patience, upload(&other, b"layer")).await;
+    sent.expect("the other's connections are taken").unwrap();
+}
+
+/// `busy:secret`
+fn busy_login() -> &'static str {
+    "Basic YnVzeTpzZWNyZXQ="
 }
 
 /// Registry rule R19: an answer that comes before the end of the body is heard at once, and the rest is not sent.
@@ -348,7 +433,7 @@ async fn early_refusal() -> (RegistryClient, JoinSet<usize>) {
         let (mut taken, mut buffer) = (0, vec![0; 64 * 1024]);
         while let Ok(count @ 1..) = socket.read(&mut buffer).await {
             taken += count;
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         taken
     });

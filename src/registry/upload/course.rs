@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
+use tracing::debug;
 
 use super::{
     super::{
@@ -93,7 +94,8 @@ impl<'a> Course<'a> {
         self.session = self.remembered().await;
         let mut retry = self.client.retry();
         loop {
-            let error = match self.attempt().await {
+            let turn = Attempt::begin(&self.client.shared).await;
+            let error = match self.attempt(&turn).await {
                 Ok(uploaded) => {
                     self.note(None).await;
                     return Ok(uploaded);
@@ -107,6 +109,13 @@ impl<'a> Course<'a> {
                 Next::OtherWay => continue,
                 Next::Retry(error) => error,
             };
+            if let Some(pause) = turn.crowded_out(&error) {
+                debug!(operation = %self.operation, %error, "too many at once");
+                // With the turn in hand: whoever got it now would be refused just so.
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            drop(turn);
             let is_retried = self.client.pause_after(&mut retry, &self.operation, &error);
             if !is_retried.await {
                 self.give_up(&error).await;
@@ -116,14 +125,12 @@ impl<'a> Course<'a> {
     }
 
     /// One attempt: goes on with an upload or opens one, sends what is missing, names the digest.
-    async fn attempt(&mut self) -> Result<Uploaded> {
+    async fn attempt(&mut self, turn: &Arc<Turn>) -> Result<Uploaded> {
         self.tried = None;
-        let shared = &self.client.shared;
-        let turn = Attempt::begin(&shared.host, &shared.tenant).await;
         let Some(mut session) = self.enter().await? else {
             return Ok(Uploaded::Mounted);
         };
-        let sent = self.send(&mut session, &turn).await;
+        let sent = self.send(&mut session, turn).await;
         match sent {
             Ok(()) => {
                 session.stay();

@@ -44,7 +44,7 @@ pub(super) struct Tried {
 }
 
 /// What is known about uploads to a registry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::registry) struct Ladder(Mutex<Learned>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,25 +52,20 @@ struct Learned {
     refuses_whole: bool,
     refuses_stream: bool,
     refuses_chunks: bool,
+    /// The largest chunk, none where chunks are not taken: believed, and not tried.
+    largest_chunk: Option<u64>,
     /// Chunks must not be smaller, except for the last.
     floor: u64,
     /// Bodies must not be larger.
     ceiling: u64,
 }
 
-impl Default for Learned {
-    fn default() -> Self {
-        Self {
-            refuses_whole: false,
-            refuses_stream: false,
-            refuses_chunks: false,
-            floor: 0,
-            ceiling: u64::MAX,
-        }
-    }
-}
-
 impl Ladder {
+    /// What is believed of a registry that was not asked yet: its largest chunk, none where it takes no chunks at all.
+    pub(in crate::registry) const fn new(largest_chunk: Option<u64>) -> Self {
+        Self(Mutex::new(Learned::new(largest_chunk)))
+    }
+
     /// How to send so many bytes. `limit` is the caller's own for one request: connections that break before.
     pub(super) fn way(&self, size: u64, limit: Option<u64>) -> Way {
         self.learned().way(size, limit).unwrap_or(Way::Whole)
@@ -90,7 +85,7 @@ impl Ladder {
             return way != tried.way;
         }
         // Nothing works, so the ways were not the trouble.
-        *learned = Learned::default();
+        *learned = Learned::new(learned.largest_chunk);
         false
     }
 
@@ -107,13 +102,31 @@ impl Ladder {
 }
 
 impl Learned {
-    /// The first way that is not known to fail; the caller's limit counts only while it leaves one.
-    fn way(&self, size: u64, limit: Option<u64>) -> Option<Way> {
-        let way = self.way_within(size, limit.unwrap_or(u64::MAX));
-        way.or_else(|| self.way_within(size, u64::MAX))
+    const fn new(largest_chunk: Option<u64>) -> Self {
+        Self {
+            refuses_whole: false,
+            refuses_stream: false,
+            refuses_chunks: false,
+            largest_chunk,
+            floor: 0,
+            ceiling: u64::MAX,
+        }
     }
 
-    fn way_within(&self, size: u64, limit: u64) -> Option<Way> {
+    /// The first way that is not known to fail; the caller's limit counts only while it leaves one, and so does what was only
+    /// believed.
+    fn way(&self, size: u64, limit: Option<u64>) -> Option<Way> {
+        let believed = self.largest_chunk;
+        [
+            (limit.unwrap_or(u64::MAX), believed),
+            (u64::MAX, believed),
+            (u64::MAX, Some(CHUNKS[0])),
+        ]
+        .into_iter()
+        .find_map(|(limit, largest_chunk)| self.way_within(size, limit, largest_chunk))
+    }
+
+    fn way_within(&self, size: u64, limit: u64, largest_chunk: Option<u64>) -> Option<Way> {
         let most = self.ceiling.min(limit);
         if size <= most && !self.refuses_whole {
             return Some(Way::Whole);
@@ -121,7 +134,7 @@ impl Learned {
         if size <= most && !self.refuses_stream {
             return Some(Way::Stream);
         }
-        let chunk = most.min(CHUNKS[0]).max(self.floor);
+        let chunk = most.min(largest_chunk?).max(self.floor);
         (!self.refuses_chunks).then_some(Way::Chunks(chunk))
     }
 
@@ -214,7 +227,7 @@ mod tests {
 
     /// The ways a blob of this size takes while a registry answers each as `says` tells; the last one is where it stays.
     fn climb(size: u64, says: impl Fn(Way) -> Option<Verdict>) -> Vec<Way> {
-        let ladder = Ladder::default();
+        let ladder = Ladder::new(Some(64 * MIB));
         let mut ways = Vec::new();
         loop {
             let way = ladder.way(size, None);
@@ -263,8 +276,58 @@ mod tests {
     }
 
     #[test]
+    fn what_is_believed_of_a_registry_holds_until_it_shows_otherwise() {
+        use Verdict::{Refused, TooLarge, TooSmall};
+        use Way::{Chunks, Stream, Whole};
+        let says = |way, verdict| (way, GIB, verdict);
+        for (believed, said, expected) in [
+            // Nothing is known, small chunks are, and none.
+            (Some(64 * MIB), vec![], Whole),
+            (
+                Some(64 * MIB),
+                vec![says(Whole, TooLarge)],
+                Chunks(64 * MIB),
+            ),
+            (Some(4 * MIB), vec![], Whole),
+            (Some(4 * MIB), vec![says(Whole, TooLarge)], Chunks(4 * MIB)),
+            (
+                Some(4 * MIB),
+                vec![says(Whole, Refused), says(Stream, Refused)],
+                Chunks(4 * MIB),
+            ),
+            (None, vec![], Whole),
+            (None, vec![says(Whole, Refused)], Stream),
+            // What was believed is wrong.
+            (
+                Some(4 * MIB),
+                vec![says(Whole, TooLarge), (Chunks(4 * MIB), 4 * MIB, TooSmall)],
+                Chunks(16 * MIB),
+            ),
+            (None, vec![says(Whole, TooLarge)], Chunks(64 * MIB)),
+            (
+                None,
+                vec![says(Whole, Refused), says(Stream, Refused)],
+                Chunks(64 * MIB),
+            ),
+        ] {
+            let ladder = Ladder::new(believed);
+            for (way, length, verdict) in &said {
+                let tried = Tried {
+                    way: *way,
+                    length: *length,
+                    taken: 0,
+                };
+                ladder.learn(tried, *verdict, GIB, None);
+            }
+            assert_eq!(ladder.way(GIB, None), expected, "{believed:?} {said:?}");
+        }
+        // A limit of our own is no reason to send what is not taken.
+        assert_eq!(Ladder::new(None).way(GIB, Some(16 * MIB)), Whole);
+    }
+
+    #[test]
     fn a_limit_for_bodies_leaves_small_blobs_as_they_were() {
-        let ladder = Ladder::default();
+        let ladder = Ladder::new(Some(64 * MIB));
         let tried = Tried {
             way: Way::Whole,
             length: 80 * MIB,
@@ -277,7 +340,7 @@ mod tests {
 
     #[test]
     fn chunks_that_are_too_small_grow() {
-        let ladder = Ladder::default();
+        let ladder = Ladder::new(Some(64 * MIB));
         let (size, limit) = (GIB, Some(4 * MIB));
         assert_eq!(ladder.way(size, limit), Way::Chunks(4 * MIB));
         let tried = Tried {
@@ -293,7 +356,7 @@ mod tests {
 
     #[test]
     fn our_own_caution_gives_way_to_what_a_registry_takes() {
-        let ladder = Ladder::default();
+        let ladder = Ladder::new(Some(64 * MIB));
         assert_eq!(ladder.way(GIB, Some(16 * MIB)), Way::Chunks(16 * MIB));
         let tried = Tried {
             way: Way::Chunks(16 * MIB),

@@ -264,7 +264,7 @@ mod tests {
     /// Sends a blob to a registry that takes a piece each so often, and answers at the end.
     async fn send(content: Slow, registry_pause: Duration) -> Result<usize, Error> {
         let client = client_at("http://r.example", ClientOptions::default());
-        let turn = Attempt::begin(&client.shared.host, &client.shared.tenant).await;
+        let turn = Attempt::begin(&client.shared).await;
         let (size, progress) = (content.size(), upload_progress());
         let source = BlobSource::new(Arc::new(content));
         let outgoing = Outgoing::new(&source, 0..size, &progress, &turn);

@@ -3,9 +3,10 @@
 use std::{
     ops::Deref,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use super::super::{hosts::Host, limiter::Slot};
+use super::super::{client::Shared, error::Error, hosts::Host, limiter::Slot};
 
 /// The turn of one attempt. Its body gives it back while it has nothing to send, and takes it again.
 pub(super) struct Turn {
@@ -14,7 +15,6 @@ pub(super) struct Turn {
     held: Mutex<Held>,
 }
 
-#[derive(Default)]
 struct Held {
     slot: Option<Slot>,
     /// The attempt is over, its body may live on for a moment.
@@ -26,14 +26,16 @@ pub(super) struct Attempt(Arc<Turn>);
 
 impl Attempt {
     /// Waits for a turn.
-    pub(super) async fn begin(host: &Arc<Host>, tenant: &Arc<str>) -> Self {
-        let turn = Turn {
-            host: Arc::clone(host),
-            tenant: Arc::clone(tenant),
-            held: Mutex::default(),
+    pub(super) async fn begin(shared: &Shared) -> Self {
+        let held = Held {
+            slot: Some(shared.slot(&shared.host.uploads).await),
+            is_over: false,
         };
-        turn.take().await;
-        Self(Arc::new(turn))
+        Self(Arc::new(Turn {
+            host: Arc::clone(&shared.host),
+            tenant: Arc::clone(&shared.tenant),
+            held: Mutex::new(held),
+        }))
     }
 }
 
@@ -71,6 +73,11 @@ impl Turn {
     /// Lets somebody else go on.
     pub(super) fn give_back(&self) {
         self.held().slot = None;
+    }
+
+    /// See [`Limiter::crowded_out`](super::super::limiter::Limiter::crowded_out).
+    pub(super) fn crowded_out(&self, error: &Error) -> Option<Duration> {
+        self.host.uploads.crowded_out(error)
     }
 
     /// Tells the limiter what moves.

@@ -81,7 +81,9 @@ async fn what_is_too_large_for_a_proxy_goes_in_chunks() -> Result<()> {
 /// Tried by hand too: distribution 2.8.2 has the bytes on its disk, but gives no way to go on with them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_breaks_off_and_is_forgotten_goes_in_chunks_that_do_not_break() -> Result<()> {
-    let methods = upload_past(Action::CutRequest(10 * MIB as u64)).await?;
+    let mut methods = upload_past(Action::CutRequest(10 * MIB as u64)).await?;
+    // Where the kernel took the whole body before the connection ended, it is asked first whether the blob arrived.
+    methods.retain(|method| method != Method::HEAD);
     assert_eq!(
         methods[..4],
         [Method::POST, Method::PUT, Method::GET, Method::POST],

@@ -125,12 +125,17 @@ impl BlobWriter {
     /// Up to where bytes are taken without waiting for the hash, with room for what is on its way already. Whoever asks for
     /// bytes behind that holds a connection that those at the hash may need.
     pub fn reach(&self) -> u64 {
-        self.arrival.lock().pieces.hashed().saturating_add(LAG / 2)
+        self.hashed().saturating_add(LAG / 2)
+    }
+
+    /// How many bytes went into the hash.
+    pub(super) fn hashed(&self) -> u64 {
+        self.arrival.lock().pieces.hashed()
     }
 
     /// Waits while the hash is too far behind `end`.
     async fn stay_near_the_hash(&self, end: u64) -> Result<()> {
-        if self.arrival.lock().pieces.hashed().saturating_add(LAG) >= end {
+        if self.hashed().saturating_add(LAG) >= end {
             return Ok(());
         }
         let _waiting = Waiting::new(&self.arrival.waiting);
@@ -251,11 +256,6 @@ impl Drop for BlobWriter {
 
 #[cfg(test)]
 impl BlobWriter {
-    /// How many bytes went into the hash.
-    pub(super) fn hashed(&self) -> u64 {
-        self.arrival.lock().pieces.hashed()
-    }
-
     /// Whether the threads have done all they would do without more bytes.
     pub(super) fn is_worked_off(&self) -> bool {
         let state = self.arrival.lock();

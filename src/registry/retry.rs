@@ -21,9 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A demanded wait of less would let a registry that always says "0 seconds" make us ask without end.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Less than this is no progress: a connection that breaks after each few kilobytes would be replaced for ever (R21).
-const PROGRESS: u64 = 1024 * 1024;
-
 /// Counts the failures of one operation and gives the pause before each next attempt. Everything that tries again uses one
 /// of these, so that attempts are counted alike everywhere.
 #[derive(Debug, Clone)]
@@ -36,6 +33,10 @@ pub struct Retry {
 }
 
 impl Retry {
+    /// Fewer bytes than this are no progress: a connection that breaks after each few kilobytes would be replaced for ever
+    /// (R21).
+    pub const PROGRESS: u64 = 1024 * 1024;
+
     /// Allows `limit` consecutive retries.
     pub(super) const fn new(limit: u32) -> Self {
         Self {
@@ -67,7 +68,7 @@ impl Retry {
     /// Tells that so many bytes arrived since the last failure. With enough of them the failures before count no more: a large
     /// blob on a bad line ends by its size, never by a count (R21).
     pub const fn progressed(&mut self, bytes: u64) {
-        if bytes >= PROGRESS {
+        if bytes >= Self::PROGRESS {
             self.failures = 0;
             self.pause = SHORTEST_PAUSE;
             self.waited = Duration::ZERO;
@@ -181,14 +182,14 @@ mod tests {
         let mut retry = Retry::new(1);
         for _ in 0..100 {
             assert_eq!(retry.next(&broken()), Some(Duration::ZERO));
-            retry.progressed(PROGRESS);
+            retry.progressed(Retry::PROGRESS);
         }
         assert_eq!(retry.next(&broken()), Some(Duration::ZERO));
-        retry.progressed(PROGRESS - 1);
+        retry.progressed(Retry::PROGRESS - 1);
         assert_eq!(retry.next(&broken()), None);
-        retry.progressed(PROGRESS);
+        retry.progressed(Retry::PROGRESS);
         assert_eq!(retry.next(&unavailable(Some(300))), Some(LONGEST_WAIT));
-        retry.progressed(PROGRESS);
+        retry.progressed(Retry::PROGRESS);
         assert_eq!(retry.next(&unavailable(Some(300))), Some(LONGEST_WAIT));
     }
 
@@ -196,7 +197,7 @@ mod tests {
     fn wrong_bytes_are_not_forgiven_for_progress() {
         let mut retry = Retry::new(3);
         assert_eq!(retry.next(&too_short()), Some(Duration::ZERO));
-        retry.progressed(PROGRESS);
+        retry.progressed(Retry::PROGRESS);
         assert_eq!(retry.next(&too_short()), None);
     }
 

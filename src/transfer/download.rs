@@ -26,9 +26,6 @@ const RANGES_AT_ONCE: usize = 64;
 /// How often it is looked whether the hash has caught up.
 const HASH_PAUSE: Duration = Duration::from_millis(20);
 
-/// Progress after which failures are counted from zero (registry rule R21).
-const PROGRESS: u64 = 1024 * 1024;
-
 /// Why a blob did not come.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -305,7 +302,7 @@ impl<'a> Download<'a> {
             return Ok(());
         }
         // The registry was asked as often as is allowed, and nothing else came meanwhile.
-        if is_final && arrived - attempt.arrived < PROGRESS {
+        if is_final && arrived - attempt.arrived < Retry::PROGRESS {
             return Err(Failure::Registry(error));
         }
         let progress = arrived - course.arrived;

@@ -1,6 +1,6 @@
 //! From a registry into the cache: look up, fetch the manifests, then all blobs, then let the image be seen.
 
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, TryStreamExt, stream::FuturesUnordered};
 
 use crate::{
     cache::{BlobWriter, Claim, StoredImage},
@@ -82,14 +82,13 @@ impl Pull<'_> {
         let mut blobs = tree.blobs().zip(announcers);
         loop {
             let crowd = blobs.by_ref().take(BLOBS_AT_ONCE);
-            let downloads: Vec<_> = crowd
+            let downloads: FuturesUnordered<_> = crowd
                 .map(|(blob, announcer)| self.fetch_blob(blob, announcer))
                 .collect();
             if downloads.is_empty() {
                 break;
             }
-            fetched += stream::iter(downloads)
-                .buffer_unordered(usize::MAX)
+            fetched += downloads
                 .try_fold(0_u64, |count, fetched| async move {
                     Ok(count + u64::from(fetched))
                 })

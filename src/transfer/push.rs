@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, TryStreamExt, stream::FuturesUnordered};
 
 use crate::{
     error::handlers,
@@ -76,19 +76,16 @@ impl Push<'_> {
         arrivals: &[Arrival],
     ) -> Result<(), NotSent> {
         // Lists of futures: see the note in pull.rs.
-        let mut blobs = tree.blobs().zip(arrivals);
+        let mut blobs = self.questions(tree).zip(arrivals);
         loop {
             let crowd = blobs.by_ref().take(BLOBS_AT_ONCE);
-            let sends: Vec<_> = crowd
-                .map(|(blob, arrival)| self.send_blob(blob, self.question(tree, blob), arrival))
+            let sends: FuturesUnordered<_> = crowd
+                .map(|((blob, question), arrival)| self.send_blob(blob, question, arrival))
                 .collect();
             if sends.is_empty() {
                 break;
             }
-            stream::iter(sends)
-                .buffer_unordered(usize::MAX)
-                .try_collect::<()>()
-                .await?;
+            sends.try_collect::<()>().await?;
         }
         for child in &tree.children {
             self.send_manifest(&Reference::Digest(child.digest().clone()), child, tree)
@@ -98,18 +95,18 @@ impl Push<'_> {
             .await
     }
 
-    /// A configuration is small, and almost never there when its manifest is not: it is sent without a question (registry
-    /// rule U10).
-    fn question(&self, tree: &ImageTree, blob: &Descriptor) -> Question {
-        let is_config = tree
-            .configs
-            .iter()
-            .any(|config| config.digest == blob.digest);
-        if is_config || self.run.options.existing_blobs == ExistingBlobs::Upload {
-            Question::None
-        } else {
-            Question::First
-        }
+    /// The blobs in the order of [`ImageTree::blobs`]. A configuration is small, and almost never there when its manifest is
+    /// not: it is sent without a question (registry rule U10).
+    fn questions<'t>(
+        &self,
+        tree: &'t ImageTree,
+    ) -> impl Iterator<Item = (&'t Descriptor, Question)> + use<'t> {
+        let of_layers = match self.run.options.existing_blobs {
+            ExistingBlobs::Skip => Question::First,
+            ExistingBlobs::Upload => Question::None,
+        };
+        let layers = tree.layers.iter().map(move |layer| (layer, of_layers));
+        layers.chain(tree.configs.iter().map(|config| (config, Question::None)))
     }
 
     /// Tells that every blob of the image is there, where nothing had to be asked blob by blob.
@@ -281,12 +278,10 @@ impl Push<'_> {
                 }
                 Ok(Uploaded::Sent | Uploaded::Resumed { .. }) => return Ok(()),
                 // The bytes ended in the middle: their fetch broke off, or began anew because they were wrong.
-                Err(registry::Error::SourceUnreadable { .. })
-                    if !matches!(stage, Stage::Here) && is_here(&mut arrival).await => {}
-                Err(registry::Error::SourceUnreadable { .. })
-                    if matches!(arrival.settled().await, Stage::Lost) =>
-                {
-                    return Err(NotSent::Lost);
+                Err(registry::Error::SourceUnreadable { .. }) if !matches!(stage, Stage::Here) => {
+                    if matches!(arrival.settled().await, Stage::Lost) {
+                        return Err(NotSent::Lost);
+                    }
                 }
                 Err(error) => return Err(self.push_error(error).into()),
             }
@@ -335,11 +330,6 @@ fn missing_blobs(error: &Error) -> Option<&[Digest]> {
         } => Some(missing),
         _ => None,
     }
-}
-
-/// Whether a blob has come in the end.
-async fn is_here(arrival: &mut Arrival) -> bool {
-    matches!(arrival.settled().await, Stage::Here)
 }
 
 /// Why a destination does not have an image.

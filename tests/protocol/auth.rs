@@ -9,7 +9,7 @@ use crate::support::Result;
 use crate::support::fake::{
     ChallengeForm, FakeRegistry, Fault, Login, QUOTED_SERVICE, Sample, Step, TokenForm,
 };
-use crate::way::{TAG, TO, Way, job, own_address};
+use crate::way::{Way, copy_within, own_address};
 
 fn me() -> Login {
     Login::bearer("me", "secret")
@@ -298,20 +298,6 @@ async fn one_scope_per_repository_and_that_of_the_target_first() -> Result<()> {
     let last = scopes(&way.target).pop().unwrap();
     assert_eq!(last, ["repository:mirror/app:pull,push"]);
     Ok(())
-}
-
-/// A copy between two repositories of one registry.
-async fn copy_within(way: &Way) {
-    let clients = [
-        ("source", way.client(&way.source)),
-        ("target", way.client(&way.source)),
-    ];
-    let report = way
-        .run_with(clients, &[job(&way.source, TAG, &[(TO, TAG)])])
-        .await;
-    assert_eq!(report.failed(), 0, "{report:#?}\n{}", way.story());
-    let difference = way.source.difference(TO, TAG, &way.sample);
-    assert_eq!(difference, None, "{}", way.story());
 }
 
 // A12, A13

@@ -9,7 +9,7 @@ use crate::support::Result;
 use crate::support::fake::{
     FakeRegistry, Fault, Location, Lost, RangeAnswer, Rule, Sample, Seen, Step, UploadRange,
 };
-use crate::way::{TAG, TO, Way, job, with_leaps};
+use crate::way::{TO, Way, copy_within, with_leaps};
 
 const MIB: u64 = 1 << 20;
 
@@ -348,24 +348,6 @@ async fn an_upload_that_is_given_up_is_cancelled_and_nobody_waits_for_it() -> Re
         );
     }
     Ok(())
-}
-
-/// A copy between two repositories of one registry.
-async fn copy_within(way: &Way) {
-    let clients = [
-        ("source", way.client(&way.source)),
-        ("target", way.client(&way.source)),
-    ];
-    let report = way
-        .run_with(clients, &[job(&way.source, TAG, &[(TO, TAG)])])
-        .await;
-    assert_eq!(report.failed(), 0, "{report:#?}\n{}", way.story());
-    assert_eq!(
-        way.source.difference(TO, TAG, &way.sample),
-        None,
-        "{}",
-        way.story()
-    );
 }
 
 // U16

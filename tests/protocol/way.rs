@@ -199,6 +199,20 @@ pub(crate) fn line(seen: &Seen) -> String {
     format!("{method} {path}?{query} {range} +{body_bytes} -> {status:?} {answer_bytes}")
 }
 
+/// A copy between two repositories of one registry.
+pub(crate) async fn copy_within(way: &Way) {
+    let clients = [
+        ("source", way.client(&way.source)),
+        ("target", way.client(&way.source)),
+    ];
+    let report = way
+        .run_with(clients, &[job(&way.source, TAG, &[(TO, TAG)])])
+        .await;
+    assert_eq!(report.failed(), 0, "{report:#?}\n{}", way.story());
+    let difference = way.source.difference(TO, TAG, &way.sample);
+    assert_eq!(difference, None, "{}", way.story());
+}
+
 /// From `team/app` at the registry named `source` to repositories and tags at the one named `target`.
 pub(crate) fn job(source: &FakeRegistry, tag: &str, targets: &[(&str, &str)]) -> ImageJob {
     let destinations = targets.iter().map(|(repository, tag)| Destination {

@@ -46,7 +46,7 @@ impl Cache {
     /// Opens a blob for reading at any offset; none if it is not in the cache.
     pub async fn read_blob(&self, descriptor: &Descriptor) -> Result<Option<BlobReader>> {
         let file = self.open_blob(descriptor).await?;
-        Ok(file.map(|file| BlobReader::of_file(file, descriptor.size)))
+        Ok(file.map(|file| BlobReader::of_file(file, descriptor.size, &self.memory)))
     }
 
     /// Makes sure that a blob is fetched once: waits while another task or process fetches it, then finds it present. If

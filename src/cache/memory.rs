@@ -15,6 +15,8 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::blocks::{Block, Blocks};
+
 /// What a cache has unless it is told otherwise: a thread busy with each of eight blobs, and as much for readers behind them.
 const DEFAULT: usize = 16 * 1024 * 1024;
 
@@ -33,12 +35,20 @@ struct Budget {
     kept_bytes: AtomicUsize,
     next: AtomicU64,
     waiting: AtomicUsize,
+    blocks: Blocks,
 }
 
 /// Part of the budget, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Share {
+    /// Gives back so much of it.
+    pub(super) fn give_back(&mut self, bytes: usize) {
+        drop(self.permit.split(bytes));
+    }
 }
 
 struct KeptBytes {
@@ -77,6 +87,7 @@ impl Memory {
                 kept_bytes: AtomicUsize::new(0),
                 next: AtomicU64::new(0),
                 waiting: AtomicUsize::new(0),
+                blocks: Blocks::default(),
             }),
         }
     }
@@ -91,6 +102,11 @@ impl Memory {
         let budget = &self.budget;
         let kept = budget.kept_bytes.load(Ordering::Relaxed);
         budget.free.available_permits() + kept < budget.limit / 4
+    }
+
+    /// An empty block. Who keeps one has a share, or the right of a blob to hold one.
+    pub(super) fn block(&self) -> Block {
+        self.budget.blocks.take()
     }
 
     /// A share, if there is room or can be made.
@@ -115,7 +131,7 @@ impl Memory {
             .acquire_many_owned(permits)
             .await
         {
-            Ok(permit) => Share { _permit: permit },
+            Ok(permit) => Share { permit },
             // It is never closed.
             Err(_) => future::pending().await,
         }
@@ -150,7 +166,7 @@ impl Budget {
     fn try_take(&self, bytes: usize) -> Option<Share> {
         let permits = u32::try_from(bytes).ok()?;
         let permit = Arc::clone(&self.free).try_acquire_many_owned(permits);
-        permit.ok().map(|permit| Share { _permit: permit })
+        permit.ok().map(|permit| Share { permit })
     }
 
     /// Drops kept pieces until so many bytes are free, or none is left.

@@ -10,6 +10,7 @@
 mod arrival;
 mod barrier;
 mod blobs;
+mod blocks;
 mod clean;
 mod disk;
 mod entry;
@@ -68,7 +69,7 @@ pub use lock::StoreGuard;
 pub use memory::Memory;
 pub use reader::BlobReader;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
-pub use writer::BlobWriter;
+pub use writer::{BlobWriter, Stretch};
 
 /// A cache folder. Clones share their state; several processes may use one folder at a time.
 #[derive(Debug, Clone)]

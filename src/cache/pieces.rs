@@ -26,17 +26,27 @@ const LARGE: u64 = 8 * 1024 * 1024;
 /// What a piece holds as long as it is in memory.
 #[derive(Debug)]
 pub(super) struct Room {
-    pub(super) _of_the_blob: OwnedSemaphorePermit,
-    pub(super) _of_the_process: Hold,
+    pub(super) of_the_blob: OwnedSemaphorePermit,
+    pub(super) of_the_process: Hold,
+}
+
+impl Room {
+    /// Gives back so many bytes of it.
+    pub(super) fn give_back(&mut self, bytes: usize) {
+        drop(self.of_the_blob.split(bytes));
+        if let Hold::Share(share) = &mut self.of_the_process {
+            share.give_back(bytes);
+        }
+    }
 }
 
 /// What lets a piece be in the memory of the process.
 #[derive(Debug)]
 pub(super) enum Hold {
     /// Part of the budget.
-    Share { _share: Share },
+    Share(Share),
     /// The right of each blob to hold one piece whatever the budget says.
-    Spare { _spare: OwnedSemaphorePermit },
+    Spare(#[expect(dead_code, reason = "held until the piece is gone")] OwnedSemaphorePermit),
 }
 
 /// A piece in memory.

@@ -11,13 +11,14 @@ use std::{
 use bytes::Bytes;
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use super::{arrival::Arrival, pieces::Found};
+use super::{arrival::Arrival, blocks::Block, memory::Memory, pieces::Found};
 
 /// A blob that can be read at any offset, by several at once: there is no shared cursor.
 #[derive(Clone, Debug)]
 pub struct BlobReader {
     size: u64,
     file: Arc<File>,
+    memory: Memory,
     /// None of a blob that was whole from the start.
     follows: Option<Follower>,
 }
@@ -60,10 +61,11 @@ impl Drop for Follower {
 }
 
 impl BlobReader {
-    pub(super) fn of_file(file: File, size: u64) -> Self {
+    pub(super) fn of_file(file: File, size: u64, memory: &Memory) -> Self {
         Self {
             size,
             file: Arc::new(file),
+            memory: memory.clone(),
             follows: None,
         }
     }
@@ -72,6 +74,7 @@ impl BlobReader {
         Self {
             size: arrival.descriptor.size,
             file: Arc::clone(&arrival.partial.file),
+            memory: arrival.memory.clone(),
             follows: Some(Follower::new(arrival)),
         }
     }
@@ -129,15 +132,16 @@ impl BlobReader {
 
     async fn read_file(&self, offset: u64, length: u64, limit: usize) -> io::Result<Bytes> {
         let length = usize::try_from(length).unwrap_or(limit).min(limit);
-        let mut buffer = vec![0; length];
-        if let Some(read) = read_cached(&self.file, &mut buffer, offset) {
-            buffer.truncate(read);
-            return Ok(buffer.into());
+        let mut block = self.memory.block();
+        if read_cached(&self.file, &mut block, length, offset) {
+            return Ok(block.into_bytes());
         }
         let file = Arc::clone(&self.file);
         let read = move || {
-            file.read_exact_at(&mut buffer, offset)?;
-            Ok(Bytes::from(buffer))
+            block.fill_by(length, |room| {
+                file.read_exact_at(room, offset).map(|()| room.len())
+            })?;
+            Ok(block.into_bytes())
         };
         match tokio::task::spawn_blocking(read).await {
             Ok(read) => read,
@@ -149,12 +153,14 @@ impl BlobReader {
     }
 }
 
-/// Reads what the page cache has, which needs no other thread; nothing if it would have to wait for the disk. Where the file
-/// system cannot tell, that is an error, and the disk is read.
-fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> Option<usize> {
-    let slices = &mut [IoSliceMut::new(buffer)];
-    let read = preadv2(file, slices, offset, ReadWriteFlags::NOWAIT);
-    read.ok().filter(|read| *read > 0)
+/// Reads what the page cache has, which needs no other thread; tells whether that was anything. Where the file system cannot
+/// tell, that is an error, and the disk is read.
+fn read_cached(file: &File, block: &mut Block, limit: usize, offset: u64) -> bool {
+    let read = block.fill_by(limit, |room| {
+        let slices = &mut [IoSliceMut::new(room)];
+        preadv2(file, slices, offset, ReadWriteFlags::NOWAIT)
+    });
+    read.is_ok_and(|read| read > 0)
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ fn write_file(path: &Path, bytes: &[u8]) {
 }
 
 /// Changes the checkpoint, leaving it whole.
-fn edit_header(path: &Path, edit: impl Fn(&mut Value)) {
+fn edit_header(path: &Path, edit: impl FnOnce(&mut Value)) {
     let text = std::fs::read_to_string(path).unwrap();
     let (header, lines) = text.split_at(text.find('\n').unwrap() + 1);
     let mut header = serde_json::from_str(unsealed(header.as_bytes()).unwrap()).unwrap();
@@ -205,7 +205,7 @@ async fn the_hash_of_another_version_is_not_gone_on_with() {
     let fixture = fixture();
     let (content, descriptor) = interrupted(&fixture).await;
     edit_header(&state_file(&fixture, &descriptor), |header| {
-        assert_eq!(header["hashed"], json!(MIB));
+        assert!(header["hashed"].as_u64() > Some(0), "{header}");
         header["hasher"] = json!("something else 1.0");
         header["state"] = json!("bm90IGEgc3RhdGU=");
     });
@@ -219,11 +219,13 @@ async fn the_hash_of_another_version_is_not_gone_on_with() {
 async fn an_intact_checkpoint_spares_reading_its_part_again() {
     let fixture = fixture();
     let (content, descriptor) = interrupted(&fixture).await;
+    let mut hashed = None;
     edit_header(&state_file(&fixture, &descriptor), |header| {
-        assert_eq!(header["hashed"], json!(MIB));
+        hashed = header["hashed"].as_u64();
     });
+    assert!(hashed > Some(0));
     let writer = claim(&fixture.cache, &descriptor).await;
-    assert_eq!(writer.hashed(), MIB as u64);
+    assert_eq!(Some(writer.hashed()), hashed);
     complete(writer, &content).await;
 }
 

@@ -14,6 +14,7 @@ use crate::image::Descriptor;
 use super::{
     Shared,
     arrival::{Arrival, End},
+    blocks::{BLOCK, Block},
     disk::blocking,
     error::{Error, Result},
     lock::{Held, StoreGuard},
@@ -22,9 +23,6 @@ use super::{
     reader::BlobReader,
     work::{ClaimLocks, Work},
 };
-
-/// Largest piece that is handed on as one; more is cut, so that it fits the blob's share of memory.
-const PIECE: usize = 1024 * 1024;
 
 /// How far ahead of the hash may be written. What lies between is read back from the page cache; farther apart it would
 /// come from the disk.
@@ -40,6 +38,16 @@ pub struct BlobWriter {
     /// None once [`BlobWriter::finish`] has it.
     work: Option<Arc<Work>>,
     kept: u64,
+}
+
+/// Bytes of a blob that follow each other. What comes in small pieces is collected, so that the threads have something to do
+/// when they are woken.
+#[derive(Debug)]
+pub struct Stretch<'a> {
+    writer: &'a BlobWriter,
+    /// Where the block belongs.
+    offset: u64,
+    filling: Option<(Block, Room)>,
 }
 
 impl BlobWriter {
@@ -87,27 +95,38 @@ impl BlobWriter {
     /// When there are more bytes than the descriptor says, and when they cannot be stored; that lasts until
     /// [`BlobWriter::restart`].
     pub async fn write_at(&self, offset: u64, bytes: Bytes) -> Result<()> {
-        let end = offset.saturating_add(bytes.len() as u64);
-        if end > self.arrival.descriptor.size {
-            return Err(self.size_mismatch(end));
-        }
-        let (mut offset, mut rest) = (offset, bytes);
-        while !rest.is_empty() {
-            let piece = rest.split_to(rest.len().min(PIECE));
-            let length = piece.len() as u64;
-            self.take_in(offset, &piece).await?;
-            offset += length;
-        }
-        Ok(())
+        let mut stretch = self.stretch(offset);
+        stretch.write(&bytes).await?;
+        stretch.hand_on()
     }
 
-    async fn take_in(&self, offset: u64, piece: &Bytes) -> Result<()> {
-        let end = offset + piece.len() as u64;
-        self.stay_near_the_hash(end).await?;
+    /// For bytes that follow each other from `offset` on.
+    pub const fn stretch(&self, offset: u64) -> Stretch<'_> {
+        Stretch {
+            writer: self,
+            offset,
+            filling: None,
+        }
+    }
+
+    /// A block to be filled from `offset`, and the room it takes.
+    async fn block(&self, offset: u64) -> Result<(Block, Room)> {
+        let length = self.block_length(offset);
+        self.stay_near_the_hash(offset + length as u64).await?;
         let room = Room {
-            _of_the_blob: self.room_of_the_blob(piece.len()).await?,
-            _of_the_process: self.room_of_the_process(piece.len()).await?,
+            of_the_blob: self.room_of_the_blob(length).await?,
+            of_the_process: self.room_of_the_process(length).await?,
         };
+        Ok((self.arrival.memory.block(), room))
+    }
+
+    /// How much of the blob a block takes from `offset`.
+    fn block_length(&self, offset: u64) -> usize {
+        let rest = self.arrival.descriptor.size - offset;
+        usize::try_from(rest).map_or(BLOCK, |rest| rest.min(BLOCK))
+    }
+
+    fn take_in(&self, offset: u64, piece: &Bytes, room: Room) -> Result<()> {
         let has_moved = {
             let mut state = self.arrival.lock();
             if let Some(end) = &state.end {
@@ -162,15 +181,15 @@ impl BlobWriter {
     async fn room_of_the_process(&self, bytes: usize) -> Result<Hold> {
         let memory = &self.arrival.memory;
         if let Some(share) = memory.try_take(bytes) {
-            return Ok(Hold::Share { _share: share });
+            return Ok(Hold::Share(share));
         }
         let _waiting = Waiting::new(&self.arrival.waiting);
         self.start_work();
         // One piece may always be held: whatever others do, this blob moves on.
         tokio::select! {
-            share = memory.take(bytes) => Ok(Hold::Share { _share: share }),
+            share = memory.take(bytes) => Ok(Hold::Share(share)),
             spare = Arc::clone(&self.arrival.spare).acquire_owned() => match spare {
-                Ok(spare) => Ok(Hold::Spare { _spare: spare }),
+                Ok(spare) => Ok(Hold::Spare(spare)),
                 Err(_) => Err(self.ended()),
             },
         }
@@ -237,6 +256,54 @@ impl BlobWriter {
             expected: self.arrival.descriptor.size,
             actual,
         }
+    }
+}
+
+impl Stretch<'_> {
+    /// Where the next byte belongs.
+    pub fn end(&self) -> u64 {
+        let filled = self.filling.as_ref().map_or(0, |(block, _)| block.len());
+        self.offset + filled as u64
+    }
+
+    /// Takes the bytes that follow. They count only when they were handed on.
+    ///
+    /// # Errors
+    /// Those of [`BlobWriter::write_at`].
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let end = self.end().saturating_add(bytes.len() as u64);
+        if end > self.writer.arrival.descriptor.size {
+            return Err(self.writer.size_mismatch(end));
+        }
+        while !bytes.is_empty() {
+            if self.filling.is_none() {
+                self.filling = Some(self.writer.block(self.offset).await?);
+            }
+            let Some((block, _)) = &mut self.filling else {
+                continue;
+            };
+            bytes = &bytes[block.fill(bytes)..];
+            if block.len() == BLOCK {
+                self.hand_on()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands on what is there. Whoever waits for more does this first: others may need the room.
+    ///
+    /// # Errors
+    /// When the blob cannot be stored.
+    pub fn hand_on(&mut self) -> Result<()> {
+        let Some((block, mut room)) = self.filling.take() else {
+            return Ok(());
+        };
+        let length = block.len();
+        room.give_back(self.writer.block_length(self.offset) - length);
+        self.writer
+            .take_in(self.offset, &block.into_bytes(), room)?;
+        self.offset += length as u64;
+        Ok(())
     }
 }
 
@@ -454,7 +521,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn memory_is_bounded_while_the_hash_stalls_and_nobody_waits_for_ever() {
         const BLOBS: usize = 16;
-        for budget in [0, 700_000, 3 << 20] {
+        for budget in [0, 5 * BLOCK, 3 << 20] {
             let fixture = fixture();
             let memory = Memory::new(budget);
             let cache = fixture.cache.with_memory(memory.clone());
@@ -498,14 +565,57 @@ mod tests {
                     .map(|arrival| arrival.lock().pieces.bytes_in_memory());
                 most = most.max(held.sum::<usize>());
             }
-            assert!(most <= budget + BLOBS * piece, "{most} with {budget}");
-            assert!(most >= BLOBS * piece, "{most} with {budget}");
+            assert!(most <= budget + BLOBS * BLOCK, "{most} with {budget}");
+            assert!(most >= BLOBS * BLOCK, "{most} with {budget}");
             drop(stalls);
             while let Some(writer) = tasks.join_next().await {
                 writer.unwrap().unwrap().finish().await.unwrap();
             }
             assert_eq!(memory.used(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn what_comes_in_small_pieces_is_handed_on_in_blocks_or_when_it_is_told() {
+        let fixture = fixture();
+        let content = content(2 * BLOCK + 10);
+        let descriptor = layer(&content);
+        let memory = Memory::default();
+        let cache = fixture.cache.with_memory(memory.clone());
+        let writer = claim(&cache, &descriptor).await;
+        let size = descriptor.size;
+        let mut stretch = writer.stretch(0);
+        stretch.write(&content[..BLOCK - 1]).await.unwrap();
+        assert_eq!(writer.missing(), [0..size]);
+        assert_eq!(memory.used(), BLOCK);
+        stretch.write(&content[BLOCK - 1..=BLOCK]).await.unwrap();
+        assert_eq!(writer.missing(), [BLOCK as u64..size]);
+        assert_eq!(stretch.end(), BLOCK as u64 + 1);
+        stretch.hand_on().unwrap();
+        stretch.hand_on().unwrap();
+        assert_eq!(writer.missing(), [BLOCK as u64 + 1..size]);
+        // Room is held for what is there.
+        assert_eq!(memory.used(), BLOCK + 1);
+        let excess = stretch.write(&content[BLOCK..]).await;
+        assert!(matches!(excess, Err(Error::SizeMismatch { .. })));
+        stretch.write(&content[BLOCK + 1..]).await.unwrap();
+        stretch.hand_on().unwrap();
+        assert_eq!(stretch.end(), size);
+        writer.finish().await.unwrap();
+        assert_eq!(memory.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_handed_on_was_never_there() {
+        let fixture = fixture();
+        let content = content(100);
+        let writer = claim(&fixture.cache, &layer(&content)).await;
+        let mut stretch = writer.stretch(0);
+        stretch.write(&content).await.unwrap();
+        drop(stretch);
+        assert_eq!(writer.missing().first(), Some(&(0..100)));
+        writer.write_at(0, content.into()).await.unwrap();
+        writer.finish().await.unwrap();
     }
 
     #[tokio::test]

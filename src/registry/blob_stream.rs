@@ -70,6 +70,11 @@ impl BlobStream {
         self.range.end
     }
 
+    /// How many connections of the registry are in use, this one included.
+    pub fn connections(&self) -> usize {
+        self.slot.connections()
+    }
+
     /// The next piece; nothing when all has arrived.
     ///
     /// # Errors

@@ -164,6 +164,11 @@ impl Slot {
         self.limiter.moved(bytes, is_first.then_some(self.since));
     }
 
+    /// How many connections there are now, this one included.
+    pub(super) fn connections(&self) -> usize {
+        self.limiter.state().in_use
+    }
+
     /// See [`Limiter::crowded_out`].
     pub(super) fn crowded_out(&self, error: &Error) -> Option<Duration> {
         self.limiter.crowded_out(error)

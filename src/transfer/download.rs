@@ -7,12 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::BoxFuture, pin_mut, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    cache::{self, BlobWriter},
+    cache::{self, BlobWriter, Stretch},
     error::handlers,
     output::{OutputManager, Transfer},
     registry::{self, BlobDownload, BlobStream, Retry, Slot as ConnectionSlot},
@@ -159,9 +159,9 @@ impl<'a> Download<'a> {
     /// How many ranges may be on their way.
     fn at_once(&self) -> usize {
         match self.source.takes_ranges() {
-            Some(true) => RANGES_AT_ONCE,
+            Some(true) if !self.parts.lock().is_near() => RANGES_AT_ONCE,
             // The first answer tells; a server without ranges would send the whole blob to each who asks.
-            Some(false) | None => 1,
+            _ => 1,
         }
     }
 
@@ -186,29 +186,50 @@ impl<'a> Download<'a> {
             Err(error) => return Ok(self.break_off(attempt, error, true, part)),
         };
         let first_byte = asked.elapsed();
+        self.parts.lock().begun(first_byte);
         self.begun.notify_one();
         if stream.offset() != part.start || stream.end() > part.end {
             self.parts.lock().give_back(part);
             return Ok(Outcome::Whole(Box::new(stream)));
         }
-        let mut position = part.start;
-        while position < part.end {
-            let bytes = match stream.next().await {
+        let mut part = part;
+        let mut stretch = self.writer.stretch(part.start);
+        let mut waited = Duration::ZERO;
+        while stretch.end() < part.end {
+            let since = Instant::now();
+            let bytes = match next_piece(&mut stream, &mut stretch).await? {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => break,
                 Err(error) => {
-                    return Ok(self.break_off(attempt, error, false, position..part.end));
+                    stretch.hand_on()?;
+                    let rest = stretch.end()..part.end;
+                    return Ok(self.break_off(attempt, error, false, rest));
                 }
             };
-            let length = bytes.len() as u64;
-            self.store(position, bytes).await?;
-            position += length;
+            waited += since.elapsed();
+            let left = part.end - stretch.end();
+            self.store(&mut stretch, &within(&bytes, 0, left)).await?;
+            let came = stretch.end() - part.start;
+            part.end = self.shorten(&part, came, waited, stream.connections());
         }
+        stretch.hand_on()?;
+        let position = stretch.end();
         let mut parts = self.parts.lock();
         parts.note(position - part.start, first_byte, asked.elapsed());
         // A server may give less than it was asked for.
         parts.give_back(position..part.end);
         Ok(Outcome::Came)
+    }
+
+    /// Where a part ends after all: others may have to help.
+    fn shorten(&self, part: &Range<u64>, came: u64, waited: Duration, connections: usize) -> u64 {
+        let mut parts = self.parts.lock();
+        let end = parts.end(part, came, waited, connections);
+        if end < part.end {
+            parts.give_back(end..part.end);
+            self.begun.notify_one();
+        }
+        end
     }
 
     /// Goes on with a stream of the whole blob; what is there already is passed over, for the hash will tell.
@@ -242,29 +263,42 @@ impl<'a> Download<'a> {
     ) -> Result<Option<Broken>, Failure> {
         let missing = self.writer.missing();
         let mut position = stream.offset();
+        let mut stretch = self.writer.stretch(position);
         loop {
-            let bytes = match stream.next().await {
+            let bytes = match next_piece(&mut stream, &mut stretch).await? {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) => return Ok(None),
-                Err(error) => return Ok(Some(attempt.broken(error, false))),
+                outcome => {
+                    stretch.hand_on()?;
+                    return Ok(outcome.err().map(|error| attempt.broken(error, false)));
+                }
             };
             let here = position..position + bytes.len() as u64;
             for range in &missing {
                 let (start, end) = (range.start.max(here.start), range.end.min(here.end));
-                if start < end {
-                    let piece = within(&bytes, start - here.start, end - here.start);
-                    self.store(start, piece).await?;
+                if start >= end {
+                    continue;
                 }
+                if stretch.end() != start {
+                    stretch.hand_on()?;
+                    stretch = self.writer.stretch(start);
+                }
+                let piece = within(&bytes, start - here.start, end - here.start);
+                self.store(&mut stretch, &piece).await?;
             }
             position = here.end;
         }
     }
 
     /// Hands bytes over to the cache.
-    async fn store(&self, position: u64, bytes: Bytes) -> Result<(), Failure> {
+    async fn store(&self, stretch: &mut Stretch<'_>, bytes: &Bytes) -> Result<(), Failure> {
         let length = bytes.len();
-        self.bandwidth.take(length).await;
-        self.writer.write_at(position, bytes).await?;
+        let taken = self.bandwidth.take(length);
+        pin_mut!(taken);
+        if taken.as_mut().now_or_never().is_none() {
+            stretch.hand_on()?;
+            taken.await;
+        }
+        stretch.write(bytes).await?;
         self.transfer.advance(length as u64);
         self.arrived.fetch_add(length as u64, Ordering::Relaxed);
         Ok(())
@@ -345,6 +379,20 @@ struct Broken {
     error: registry::Error,
     /// The registry was asked again and again already.
     is_final: bool,
+}
+
+/// The next piece of a stream. What came before it is handed on if it is to be waited for.
+async fn next_piece(
+    stream: &mut BlobStream,
+    stretch: &mut Stretch<'_>,
+) -> Result<registry::Result<Option<Bytes>>, cache::Error> {
+    let next = stream.next();
+    pin_mut!(next);
+    if let Some(next) = next.as_mut().now_or_never() {
+        return Ok(next);
+    }
+    stretch.hand_on()?;
+    Ok(next.await)
 }
 
 /// Waits for what is waited for, which is for ever if that is nothing.

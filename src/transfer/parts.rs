@@ -4,8 +4,8 @@ use std::{collections::VecDeque, ops::Range, time::Duration};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A blob up to this size comes in one piece (registry rule D9).
-const ONE_PIECE: u64 = 64 * MIB;
+/// A blob up to this size comes in one piece (registry rule D9): 64 MiB and a rest that is not worth a round trip.
+const ONE_PIECE: u64 = 64 * MIB + SMALLEST;
 
 /// The part of a blob that is asked for before anything is known about the way.
 const FIRST: u64 = 8 * MIB;
@@ -20,12 +20,34 @@ const LARGEST: u64 = 64 * MIB;
 /// A part takes this many times as long as the idle round trip before it.
 const ROUND_TRIPS: f64 = 20.0;
 
+/// Through a window of 3 MiB, which is what Linux offers by default, one connection fills 1 Gbit/s over a way as long as this.
+const NEAR: Duration = Duration::from_millis(20);
+
+/// What the connections there are must reach to be left alone, in bytes per second: about what a link of 1 Gbit/s carries. More
+/// of them would gain little then, and their bytes would come out of turn.
+const ENOUGH: f64 = 100.0 * 1024.0 * 1024.0;
+
+/// So long a connection is watched before it is judged.
+const JUDGED_AFTER: Duration = Duration::from_millis(250);
+
 /// What of a blob nobody has asked for yet.
 #[derive(Debug)]
 pub(super) struct Parts {
     rest: VecDeque<Range<u64>>,
     is_one_piece: bool,
+    way: Way,
     pace: Option<Pace>,
+}
+
+/// How a blob comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nobody knows yet.
+    Unknown,
+    /// From near: through one connection, in order.
+    Near,
+    /// Through many.
+    Many,
 }
 
 /// What the connections of this blob reach.
@@ -46,13 +68,55 @@ impl Parts {
         Self {
             rest: missing.into(),
             is_one_piece: size <= ONE_PIECE,
+            way: Way::Unknown,
             pace: None,
         }
     }
 
+    /// Learns from the first byte of an answer how long the way is.
+    pub(super) fn begun(&mut self, first_byte: Duration) {
+        if self.way == Way::Unknown {
+            self.way = if first_byte < NEAR {
+                Way::Near
+            } else {
+                Way::Many
+            };
+        }
+    }
+
+    /// Whether one connection is to bring it all.
+    pub(super) fn is_near(&self) -> bool {
+        self.way == Way::Near
+    }
+
+    /// Where a part of which `bytes` came is to end, having waited so long for them while there were so many connections. One
+    /// that is to bring it all goes on as long as they are fast; else others get the rest.
+    pub(super) fn end(
+        &mut self,
+        part: &Range<u64>,
+        bytes: u64,
+        waited: Duration,
+        connections: usize,
+    ) -> u64 {
+        if self.is_one_piece || !self.is_near() || waited < JUDGED_AFTER {
+            return part.end;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let rate = bytes as f64 * connections as f64 / waited.as_secs_f64();
+        if rate >= ENOUGH {
+            return part.end;
+        }
+        let end = part.start + bytes + SMALLEST;
+        if part.end < end + SMALLEST {
+            return part.end;
+        }
+        self.way = Way::Many;
+        end
+    }
+
     /// The next part, from the front: the hash follows from there.
     pub(super) fn take(&mut self) -> Option<Range<u64>> {
-        let length = if self.is_one_piece {
+        let length = if self.is_one_piece || self.is_near() {
             u64::MAX
         } else {
             self.length()
@@ -150,6 +214,51 @@ mod tests {
             let part = parts.take().unwrap();
             assert_eq!((part.end - part.start) / MIB, expected);
         }
+    }
+
+    #[test]
+    fn a_blob_from_near_comes_through_one_connection_as_long_as_that_is_fast() {
+        let size = 1024 * MIB;
+        let second = Duration::from_secs(1);
+        // Bytes in a second through one connection, how many connections there are, and whether they are left alone.
+        for (mib, connections, is_fast) in [(100, 1, true), (99, 1, false), (25, 4, true)] {
+            let mut parts = Parts::new(size, whole(size));
+            let first = parts.take().unwrap();
+            assert_eq!(first, 0..FIRST);
+            parts.begun(NEAR - Duration::from_millis(1));
+            let rest = parts.take().unwrap();
+            assert_eq!(rest, FIRST..size);
+            let early = parts.end(&rest, 1, JUDGED_AFTER / 2, 1);
+            assert_eq!((early, parts.is_near()), (size, true));
+            let end = parts.end(&rest, mib * MIB, second, connections);
+            assert_eq!(parts.is_near(), is_fast);
+            let shortened = FIRST + mib * MIB + SMALLEST;
+            assert_eq!(end, if is_fast { size } else { shortened });
+        }
+    }
+
+    #[test]
+    fn a_blob_from_afar_comes_through_many_and_the_last_bytes_are_not_worth_another() {
+        let size = 100 * MIB;
+        let mut parts = Parts::new(size, whole(size));
+        parts.begun(NEAR);
+        parts.begun(Duration::ZERO);
+        assert!(!parts.is_near());
+        let mut parts = Parts::new(size, whole(size));
+        parts.begun(Duration::ZERO);
+        let all = parts.take().unwrap();
+        let slow = parts.end(&all, size - 2 * SMALLEST + 1, 10 * JUDGED_AFTER, 1);
+        assert_eq!((slow, parts.is_near()), (size, true));
+        let slow = parts.end(&all, size - 2 * SMALLEST, 100 * JUDGED_AFTER, 1);
+        assert_eq!((slow, parts.is_near()), (size - SMALLEST, false));
+    }
+
+    #[test]
+    fn a_blob_in_one_piece_is_never_divided() {
+        let mut parts = Parts::new(ONE_PIECE, whole(ONE_PIECE));
+        parts.begun(Duration::ZERO);
+        let all = parts.take().unwrap();
+        assert_eq!(parts.end(&all, 1, 10 * JUDGED_AFTER, 1), ONE_PIECE);
     }
 
     #[test]

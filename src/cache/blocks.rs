@@ -103,7 +103,7 @@ mod tests {
         let blocks = Blocks::default();
         let mut block = blocks.take();
         assert_eq!(block.fill(&[1; 100]), 100);
-        assert_eq!(block.fill(&[2; BLOCK]), BLOCK - 100);
+        assert_eq!(block.fill(&vec![2; BLOCK]), BLOCK - 100);
         assert_eq!((block.fill(&[3]), block.len()), (0, BLOCK));
         let bytes = block.into_bytes();
         let part = bytes.slice(99..101);

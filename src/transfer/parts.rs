@@ -225,7 +225,7 @@ mod tests {
             let mut parts = Parts::new(size, whole(size));
             let first = parts.take().unwrap();
             assert_eq!(first, 0..FIRST);
-            parts.begun(NEAR - Duration::from_millis(1));
+            parts.begun(NEAR / 2);
             let rest = parts.take().unwrap();
             assert_eq!(rest, FIRST..size);
             let early = parts.end(&rest, 1, JUDGED_AFTER / 2, 1);

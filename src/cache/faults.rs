@@ -219,7 +219,12 @@ async fn a_volume_that_fills_up_during_a_small_download_keeps_nothing_of_it() {
     drop(writer.write_at(0, content.clone().into()).await);
     let error = writer.finish().await.unwrap_err();
     assert!(matches!(error, Error::CacheFull { .. }), "{error:?}");
-    assert_eq!(files_below(&volume.join("cache/blobs")), before);
+    // Who is told of the trouble may be faster than who clears up after it.
+    let late = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while files_below(&volume.join("cache/blobs")) != before {
+        assert!(std::time::Instant::now() < late, "something stays");
+        tokio::task::yield_now().await;
+    }
     assert_eq!(cache.list().await.unwrap().len(), 1);
     std::fs::remove_file(&ballast).unwrap();
     put(&cache, &layer(&content), &content).await.unwrap();

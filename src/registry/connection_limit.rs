@@ -14,6 +14,9 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 /// So many percent have to come through twice the connections for the next doubling: more than windows differ by chance.
 const WORTHWHILE_PERCENT: u64 = 115;
 
+/// Over a way this long a connection needs a second until it is fast: twice as many begin.
+const FAR: Duration = Duration::from_millis(100);
+
 /// One connection more after each such time without a refusal (P13), or all that were taken away after a long one: a bad
 /// hour of a registry is not to slow down the next day.
 const STEP_PAUSE: Duration = Duration::from_secs(8);
@@ -46,6 +49,8 @@ enum Phase {
         since: Instant,
         /// What came through before the last doubling.
         before: Option<Measured>,
+        /// What came through in the window before this one, in bytes per second.
+        last: Option<u64>,
         window: Option<Window>,
     },
     /// One more now and then.
@@ -74,6 +79,7 @@ impl ConnectionLimit {
             phase: Phase::Doubling {
                 since: now,
                 before: None,
+                last: None,
                 window: None,
             },
             round_trip: Duration::ZERO,
@@ -90,7 +96,8 @@ impl ConnectionLimit {
     /// change: before, the connections it brought were still being made.
     pub(super) fn begun(&mut self, asked: Instant, now: Instant) {
         let took = now.saturating_duration_since(asked);
-        self.round_trip = if self.round_trip.is_zero() {
+        let is_first = self.round_trip.is_zero();
+        self.round_trip = if is_first {
             took
         } else {
             (self.round_trip * 7 + took) / 8
@@ -98,6 +105,10 @@ impl ConnectionLimit {
         if let Phase::Doubling { since, window, .. } = &mut self.phase
             && asked >= *since
         {
+            // A single one is meant.
+            if is_first && took >= FAR && self.limit > 1 {
+                self.limit = (self.limit * 2).min(MOST);
+            }
             window.get_or_insert(Window {
                 began: now,
                 bytes: 0,
@@ -112,6 +123,7 @@ impl ConnectionLimit {
         match &mut self.phase {
             Phase::Doubling {
                 window: Some(window),
+                last,
                 ..
             } => {
                 window.bytes += bytes as u64;
@@ -119,11 +131,14 @@ impl ConnectionLimit {
                 if elapsed < round_trip {
                     return;
                 }
-                if wanted {
-                    let bytes = window.bytes;
-                    let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-                    self.judge(bytes * 1000 / milliseconds.max(1), now);
+                let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+                let rate = window.bytes * 1000 / milliseconds.max(1);
+                // A connection gets faster with each of its first round trips: as long as more comes through the same ones,
+                // nobody knows what they bring.
+                if wanted && last.is_some_and(|last| !is_more(rate, last)) {
+                    self.judge(rate, now);
                 } else {
+                    *last = Some(rate);
                     *window = Window {
                         began: now,
                         bytes: 0,
@@ -147,9 +162,7 @@ impl ConnectionLimit {
             return;
         };
         let stays = match before {
-            Some(before)
-                if bytes_per_second * 100 < before.bytes_per_second * WORTHWHILE_PERCENT =>
-            {
+            Some(before) if !is_more(bytes_per_second, before.bytes_per_second) => {
                 Some(before.limit)
             }
             _ if self.limit >= MOST => Some(self.limit),
@@ -168,6 +181,7 @@ impl ConnectionLimit {
                 limit: self.limit,
                 bytes_per_second,
             }),
+            last: None,
             window: None,
         };
         self.limit = (self.limit * 2).min(MOST);
@@ -196,6 +210,11 @@ impl ConnectionLimit {
     fn shortest_round_trip(&self) -> Duration {
         self.round_trip.max(SHORTEST_WINDOW)
     }
+}
+
+/// Whether what comes through has grown by more than chance.
+const fn is_more(now: u64, before: u64) -> bool {
+    now.saturating_mul(100) >= before.saturating_mul(WORTHWHILE_PERCENT)
 }
 
 #[cfg(test)]
@@ -264,6 +283,35 @@ mod tests {
     }
 
     #[test]
+    fn from_afar_twice_as_many_begin_unless_one_alone_is_meant() {
+        let now = Instant::now();
+        for (first, milliseconds, expected) in
+            [(16, 99, 16), (16, 100, 32), (64, 100, 64), (1, 100, 1)]
+        {
+            let mut limit = ConnectionLimit::new(first, now);
+            for _ in 0..3 {
+                limit.begun(now, now + Duration::from_millis(milliseconds));
+            }
+            assert_eq!(limit.get(), expected);
+        }
+    }
+
+    #[test]
+    fn what_comes_is_compared_once_the_connections_are_as_fast_as_they_get() {
+        let now = Instant::now();
+        let mut limit = ConnectionLimit::new(16, now);
+        limit.begun(now, now);
+        let mut seen = Vec::new();
+        // Each window brings twice as much as the one before, then as much.
+        for (window, bytes) in [1, 2, 4, 8, 8].into_iter().enumerate() {
+            let window = u32::try_from(window + 1).unwrap();
+            limit.moved(bytes << 20, true, now + SHORTEST_WINDOW * window);
+            seen.push(limit.get());
+        }
+        assert_eq!(seen, [16, 16, 16, 16, 32]);
+    }
+
+    #[test]
     fn a_connection_is_added_after_each_quiet_while() {
         let now = Instant::now();
         let mut limit = ConnectionLimit::new(16, now);
@@ -314,7 +362,7 @@ mod tests {
     fn refusals_of_one_moment_count_once_and_one_connection_is_left() {
         let start = Instant::now();
         let mut limit = ConnectionLimit::new(16, start);
-        limit.begun(start, start + Duration::from_millis(300));
+        limit.begun(start, start + Duration::from_millis(90));
         let mut seen = Vec::new();
         for milliseconds in (0..2000).step_by(50) {
             let had_several = limit.refused(start + Duration::from_millis(milliseconds));
@@ -360,7 +408,8 @@ mod tests {
                 match event {
                     Event::Begun(earlier) => {
                         limit.begun(asked.checked_sub(Duration::from_millis(earlier)).unwrap(), now);
-                        prop_assert_eq!(limit.get(), before);
+                        let doubled = earlier + milliseconds >= 100 && limit.get() == (before * 2).min(MOST);
+                        prop_assert!(limit.get() == before || doubled);
                     }
                     Event::Moved(bytes, wanted) => {
                         limit.moved(bytes, wanted, now);

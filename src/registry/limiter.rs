@@ -367,8 +367,10 @@ mod tests {
         let slot = taken(&limiter, &tenant);
         let mut next = waiting(&limiter, &tenant);
         slot.note_bytes(1);
-        tokio::time::advance(Duration::from_millis(200)).await;
-        slot.note_bytes(1);
+        for _ in 0..2 {
+            tokio::time::advance(Duration::from_millis(200)).await;
+            slot.note_bytes(1);
+        }
         assert!(poll(&mut next).is_some());
     }
 

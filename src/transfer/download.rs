@@ -128,7 +128,7 @@ impl<'a> Download<'a> {
             tokio::select! {
                 slot = granted(&mut waiting), if waiting.is_some() => {
                     waiting = None;
-                    let part = self.parts.lock().take();
+                    let part = self.parts.lock().take(ranges.len());
                     ranges.extend(part.map(|part| self.fetch(slot, part)));
                 }
                 Some(outcome) = ranges.next(), if !ranges.is_empty() => match outcome? {

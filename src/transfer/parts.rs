@@ -8,7 +8,7 @@ const MIB: u64 = 1024 * 1024;
 const ONE_PIECE: u64 = 64 * MIB + SMALLEST;
 
 /// The part of a blob that is asked for before anything is known about the way.
-const FIRST: u64 = 8 * MIB;
+const FIRST: u64 = 4 * MIB;
 
 /// Each part costs a round trip in which its connection is idle; this small it still is less than a tenth of the time on a
 /// loopback or in a data centre, and the hash stays close behind.
@@ -17,8 +17,12 @@ const SMALLEST: u64 = 4 * MIB;
 /// More gains nothing, and the end of the blob would wait for one connection.
 const LARGEST: u64 = 64 * MIB;
 
-/// A part takes this many times as long as the idle round trip before it.
-const ROUND_TRIPS: f64 = 20.0;
+/// A part takes this many times as long as the idle round trip before it. More would save little where the connections fill
+/// the link together, and leave more to be hashed and sent on when the last byte is here: parts come side by side.
+const ROUND_TRIPS: f64 = 8.0;
+
+/// Near the end of a blob parts get smaller, down to this, so that all connections end together.
+const LAST: u64 = 2 * MIB;
 
 /// Through a window of 3 MiB, which is what Linux offers by default, one connection fills 1 Gbit/s over a way as long as this.
 const NEAR: Duration = Duration::from_millis(20);
@@ -114,17 +118,17 @@ impl Parts {
         end
     }
 
-    /// The next part, from the front: the hash follows from there.
-    pub(super) fn take(&mut self) -> Option<Range<u64>> {
+    /// The next part, from the front: the hash follows from there. `at_work` others are on their way.
+    pub(super) fn take(&mut self, at_work: usize) -> Option<Range<u64>> {
         let length = if self.is_one_piece || self.is_near() {
             u64::MAX
         } else {
-            self.length()
+            self.length().min(self.share(at_work))
         };
         let first = self.rest.front_mut()?;
         let end = first.start.saturating_add(length).min(first.end);
         // A rest that is not worth a round trip comes along.
-        let end = if first.end - end < SMALLEST {
+        let end = if first.end - end < LAST {
             first.end
         } else {
             end
@@ -166,6 +170,12 @@ impl Parts {
         }));
     }
 
+    /// Half of what each connection has left to bring.
+    fn share(&self, at_work: usize) -> u64 {
+        let rest: u64 = self.rest.iter().map(|range| range.end - range.start).sum();
+        (rest / (2 * (at_work as u64 + 1))).max(LAST)
+    }
+
     /// How long a part is worth being.
     fn length(&self) -> u64 {
         let Some(Pace { round_trip, rate }) = self.pace else {
@@ -194,15 +204,15 @@ mod tests {
     #[test]
     fn a_blob_of_common_size_comes_in_one_piece() {
         let mut parts = Parts::new(ONE_PIECE, whole(ONE_PIECE));
-        assert_eq!(parts.take(), Some(0..ONE_PIECE));
-        assert_eq!(parts.take(), None);
+        assert_eq!(parts.take(0), Some(0..ONE_PIECE));
+        assert_eq!(parts.take(0), None);
     }
 
     #[test]
     fn parts_grow_with_the_length_of_the_way() {
         let size = 1024 * MIB;
         for (milliseconds, mib_per_second, expected) in
-            [(1, 100, 4), (40, 8, 6), (150, 4, 12), (150, 40, 64)]
+            [(1, 100, 4), (40, 20, 6), (150, 8, 9), (150, 60, 64)]
         {
             let mut parts = Parts::new(size, whole(size));
             let first_byte = Duration::from_millis(milliseconds);
@@ -211,7 +221,7 @@ mod tests {
                 first_byte,
                 first_byte + Duration::from_secs(1),
             );
-            let part = parts.take().unwrap();
+            let part = parts.take(0).unwrap();
             assert_eq!((part.end - part.start) / MIB, expected);
         }
     }
@@ -223,10 +233,10 @@ mod tests {
         // Bytes in a second through one connection, how many connections there are, and whether they are left alone.
         for (mib, connections, is_fast) in [(100, 1, true), (99, 1, false), (25, 4, true)] {
             let mut parts = Parts::new(size, whole(size));
-            let first = parts.take().unwrap();
+            let first = parts.take(0).unwrap();
             assert_eq!(first, 0..FIRST);
             parts.begun(NEAR / 2);
-            let rest = parts.take().unwrap();
+            let rest = parts.take(0).unwrap();
             assert_eq!(rest, FIRST..size);
             let early = parts.end(&rest, 1, JUDGED_AFTER / 2, 1);
             assert_eq!((early, parts.is_near()), (size, true));
@@ -246,7 +256,7 @@ mod tests {
         assert!(!parts.is_near());
         let mut parts = Parts::new(size, whole(size));
         parts.begun(Duration::ZERO);
-        let all = parts.take().unwrap();
+        let all = parts.take(0).unwrap();
         let slow = parts.end(&all, size - 2 * SMALLEST + 1, 10 * JUDGED_AFTER, 1);
         assert_eq!((slow, parts.is_near()), (size, true));
         let slow = parts.end(&all, size - 2 * SMALLEST, 100 * JUDGED_AFTER, 1);
@@ -257,17 +267,33 @@ mod tests {
     fn a_blob_in_one_piece_is_never_divided() {
         let mut parts = Parts::new(ONE_PIECE, whole(ONE_PIECE));
         parts.begun(Duration::ZERO);
-        let all = parts.take().unwrap();
+        let all = parts.take(0).unwrap();
         assert_eq!(parts.end(&all, 1, 10 * JUDGED_AFTER, 1), ONE_PIECE);
+    }
+
+    #[test]
+    fn the_last_parts_are_small_so_that_all_connections_end_together() {
+        let size = 64 * MIB + SMALLEST + 1;
+        let mut parts = Parts::new(size, whole(size));
+        parts.begun(NEAR);
+        let mut lengths = Vec::new();
+        while let Some(part) = parts.take(15) {
+            lengths.push((part.end - part.start) / LAST);
+        }
+        assert_eq!(lengths.first(), Some(&1), "{lengths:?}");
+        // The last one takes along what is not worth a round trip.
+        assert_eq!(lengths.len() as u64, size / LAST - 1);
+        let mut parts = Parts::new(4 * size, whole(4 * size));
+        assert_eq!(parts.take(15), Some(0..FIRST));
     }
 
     #[test]
     fn what_did_not_come_is_asked_for_first_again() {
         let size = 100 * MIB;
         let mut parts = Parts::new(size, whole(size));
-        let (first, _second) = (parts.take().unwrap(), parts.take().unwrap());
+        let (first, _second) = (parts.take(0).unwrap(), parts.take(0).unwrap());
         parts.give_back(first.start + 5..first.end);
-        assert_eq!(parts.take(), Some(first.start + 5..first.end));
+        assert_eq!(parts.take(0), Some(first.start + 5..first.end));
     }
 
     proptest! {
@@ -287,7 +313,7 @@ mod tests {
             let mut parts = Parts::new(size, missing.clone());
             let mut notes = notes.into_iter().cycle();
             let mut asked = Vec::new();
-            while let Some(part) = parts.take() {
+            while let Some(part) = parts.take(0) {
                 prop_assert!(!part.is_empty());
                 if let Some((latency, rate)) = notes.next() {
                     let latency = Duration::from_millis(latency);

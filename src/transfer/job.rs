@@ -61,14 +61,26 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// The place, where its name does not depend on the image.
+    pub(super) fn known_image(&self) -> Option<RegistryImage> {
+        match &self.reference {
+            TargetReference::Known(reference) => Some(self.image_at(reference.clone())),
+            TargetReference::WithDigest(_) => None,
+        }
+    }
+
     /// The place, once the digest of the image is known.
     pub(super) fn image(&self, digest: &Digest) -> image::Result<RegistryImage> {
         let reference = self.reference.resolve(digest)?;
-        Ok(RegistryImage {
+        Ok(self.image_at(reference))
+    }
+
+    fn image_at(&self, reference: Reference) -> RegistryImage {
+        RegistryImage {
             registry: self.registry.clone(),
             repository: self.repository.clone(),
             reference,
-        })
+        }
     }
 }
 

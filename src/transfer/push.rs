@@ -49,23 +49,21 @@ enum Question {
 }
 
 impl Push<'_> {
-    /// Whether the destination has exactly this image under the reference. With [`ExistingBlobs::Upload`] the answer is no
-    /// without asking.
-    pub(super) async fn is_up_to_date(&self, digest: &Digest) -> Result<bool> {
+    /// The digest that the destination has under the reference. With [`ExistingBlobs::Upload`] the answer is none without
+    /// asking.
+    pub(super) async fn digest_there(&self) -> Result<Option<Digest>> {
         if self.run.options.existing_blobs == ExistingBlobs::Upload {
-            return Ok(false);
+            return Ok(None);
         }
         let RegistryImage {
             registry: _,
             repository,
             reference,
         } = &self.target;
-        let there = self
-            .client
+        self.client
             .head_manifest(repository, reference)
             .await
-            .map_err(|source| self.push_error(source))?;
-        Ok(there.as_ref() == Some(digest))
+            .map_err(|source| self.push_error(source))
     }
 
     /// Copies the image to the registry: from the cache, or while it comes there. Both push modes and every destination of a

@@ -14,7 +14,7 @@ use crate::{
     image::{Descriptor, Digest, Reference, RepositoryPath},
     keyed_lock::KeyedLock,
     output::OutputManager,
-    registry::RegistryClient,
+    registry::{FoundManifest, RegistryClient},
 };
 
 use super::{
@@ -264,32 +264,50 @@ impl Run {
                 Err(error) => Copied::not_fetched(None, error),
             };
         }
+        let there = self.ask_destinations(job).await;
+        // A destination without any image needs the manifest, whatever its digest: to ask for that would be a request more.
+        if there.iter().any(There::is_nothing) {
+            return self.move_image(job, &pull, None, there).await;
+        }
         let found = match pull.look_up().await {
             Ok(found) => found,
             Err(error) => return Copied::not_fetched(None, error),
         };
-        let digest = found.digest().clone();
-        let there = self.ask_destinations(job, &digest).await;
-        if there.iter().all(|answer| !matches!(answer, Ok(false))) {
+        let there = self.ask_the_others(job, there, found.digest()).await;
+        if there.iter().all(|there| !there.needs(found.digest())) {
             // Nobody needs the bytes: they are there, or the destination cannot be asked.
+            let digest = found.digest().clone();
             return Copied {
+                destinations: settled(there, &digest),
                 digest: Some(digest),
                 fetched: Ok(false),
-                destinations: settled(there),
             };
         }
+        self.move_image(job, &pull, Some(found), there).await
+    }
+
+    /// Brings an image to the destinations that need it. `found` is what the source was found to have, if it was asked.
+    async fn move_image(
+        &self,
+        job: &ImageJob,
+        pull: &Pull<'_>,
+        found: Option<FoundManifest>,
+        there: Vec<There>,
+    ) -> Copied {
         let _moving = self.moving.acquire().await;
-        let tree = match pull.tree(Some(found)).await {
+        let looked_up = found.as_ref().map(|found| found.digest().clone());
+        let tree = match pull.tree(found).await {
             Ok(tree) => tree,
             Err(error) => {
-                let destinations = settled(there);
                 return Copied {
-                    destinations,
-                    ..Copied::not_fetched(Some(digest), error)
+                    destinations: there.into_iter().map(There::failure).collect(),
+                    ..Copied::not_fetched(looked_up, error)
                 };
             }
         };
         let digest = tree.root.digest().clone();
+        let there = self.ask_the_others(job, there, &digest).await;
+        let there = answers(there, &digest);
         pull.tell_of_foreign_layers(&tree);
         tree.plan(1 + missing(&there), &self.output);
         let (announcers, arrivals): (Vec<_>, Vec<_>) =
@@ -319,7 +337,9 @@ impl Run {
             Ok(tree) => tree,
             Err(error) => return Copied::not_fetched(None, error),
         };
-        let there = self.ask_destinations(job, tree.root.digest()).await;
+        let digest = tree.root.digest();
+        let there = self.ask_destinations(job).await;
+        let there = answers(self.ask_the_others(job, there, digest).await, digest);
         tree.plan(missing(&there), &self.output);
         let _moving = self.moving.acquire().await;
         let arrivals = tree.blobs().map(|_| Arrival::here()).collect();
@@ -364,14 +384,40 @@ impl Run {
         .await
     }
 
-    /// Asks every destination whether it has the image already.
-    async fn ask_destinations(&self, job: &ImageJob, digest: &Digest) -> Vec<Result<bool>> {
+    /// Asks every destination what it has under the image's name there, as far as that is known.
+    async fn ask_destinations(&self, job: &ImageJob) -> Vec<There> {
         join_all(job.destinations.iter().map(async |destination| {
-            self.push_to(job, destination, digest)?
-                .is_up_to_date(digest)
-                .await
+            let Some(target) = destination.known_image() else {
+                return There::Unasked;
+            };
+            There::from(self.digest_at(job, target).await)
         }))
         .await
+    }
+
+    /// Asks those whose name for the image depends on its digest.
+    async fn ask_the_others(
+        &self,
+        job: &ImageJob,
+        there: Vec<There>,
+        digest: &Digest,
+    ) -> Vec<There> {
+        let answers = job.destinations.iter().zip(there);
+        join_all(answers.map(async |(destination, there)| {
+            if !matches!(there, There::Unasked) {
+                return there;
+            }
+            let asked = async {
+                let target = target(job, destination, digest)?;
+                self.digest_at(job, target).await
+            };
+            There::from(asked.await)
+        }))
+        .await
+    }
+
+    async fn digest_at(&self, job: &ImageJob, target: RegistryImage) -> Result<Option<Digest>> {
+        self.push_to(job, target)?.digest_there().await
     }
 
     /// Sends an image to every destination that said it does not have it, while it comes or from the cache.
@@ -407,7 +453,7 @@ impl Run {
         tree: &ImageTree,
         arrivals: &[Arrival],
     ) -> Result<bool, NotSent> {
-        let push = self.push_to(job, destination, tree.root.digest())?;
+        let push = self.push_to(job, target(job, destination, tree.root.digest())?)?;
         if there? {
             push.count_existing(tree);
             return Ok(false);
@@ -417,20 +463,8 @@ impl Run {
     }
 
     /// One image on its way to one destination.
-    fn push_to<'a>(
-        &'a self,
-        job: &'a ImageJob,
-        destination: &Destination,
-        digest: &Digest,
-    ) -> Result<Push<'a>> {
-        let client = self.client(&destination.registry)?;
-        let target = destination
-            .image(digest)
-            .map_err(|source| Error::TargetInvalid {
-                destination: destination.name.clone(),
-                image: job.cached.clone(),
-                source,
-            })?;
+    fn push_to<'a>(&'a self, job: &'a ImageJob, target: RegistryImage) -> Result<Push<'a>> {
+        let client = self.client(&target.registry)?;
         let origin = job.source.as_ref().filter(|source| {
             let source = self.client(&source.registry);
             source.is_ok_and(|source| source.address() == client.address())
@@ -510,6 +544,65 @@ impl Copied {
     }
 }
 
+/// What a destination has under the name that the image is to get there.
+enum There {
+    /// The name depends on the image.
+    Unasked,
+    /// The image with this digest, or none.
+    Has(Option<Digest>),
+    /// It cannot be asked.
+    Failed(Error),
+}
+
+impl There {
+    const fn is_nothing(&self) -> bool {
+        matches!(self, Self::Has(None))
+    }
+
+    /// Whether it lacks this image.
+    fn needs(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Unasked => true,
+            Self::Has(there) => there.as_ref() != Some(digest),
+            Self::Failed(_) => false,
+        }
+    }
+
+    /// Why it could not be asked, which is final.
+    fn failure(self) -> Option<Result<bool>> {
+        match self {
+            Self::Unasked | Self::Has(_) => None,
+            Self::Failed(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl From<Result<Option<Digest>>> for There {
+    fn from(answer: Result<Option<Digest>>) -> Self {
+        answer.map_or_else(Self::Failed, Self::Has)
+    }
+}
+
+/// Whether each destination has this image.
+fn answers(there: Vec<There>, digest: &Digest) -> Vec<Result<bool>> {
+    let answer = |there: There| {
+        let needs = there.needs(digest);
+        there.failure().unwrap_or(Ok(!needs))
+    };
+    there.into_iter().map(answer).collect()
+}
+
+/// The place of an image at a destination.
+fn target(job: &ImageJob, destination: &Destination, digest: &Digest) -> Result<RegistryImage> {
+    destination
+        .image(digest)
+        .map_err(|source| Error::TargetInvalid {
+            destination: destination.name.clone(),
+            image: job.cached.clone(),
+            source,
+        })
+}
+
 /// How many destinations lack the image.
 fn missing(answers: &[Result<bool>]) -> u64 {
     answers
@@ -520,11 +613,11 @@ fn missing(answers: &[Result<bool>]) -> u64 {
 
 /// Answers of destinations that are final: those that have the image and those that cannot be asked. The others wait for the
 /// bytes.
-fn settled(answers: Vec<Result<bool>>) -> Vec<Option<Result<bool>>> {
+fn settled(there: Vec<There>, digest: &Digest) -> Vec<Option<Result<bool>>> {
     let settle = |answer| match answer {
         Ok(true) => Some(Ok(false)),
         Ok(false) => None,
         Err(error) => Some(Err(error)),
     };
-    answers.into_iter().map(settle).collect()
+    answers(there, digest).into_iter().map(settle).collect()
 }

@@ -29,7 +29,7 @@ const AT_TARGET: [Step; 5] = [
 async fn copies_with_each(fault: impl Fn(Step) -> Rule) -> Result<()> {
     let mut ways = Vec::new();
     for step in AT_SOURCE {
-        ways.push(Way::of(small())?.from(fault(step)));
+        ways.push(Way::of(small())?.outdated().from(fault(step)));
     }
     for step in AT_TARGET {
         ways.push(Way::of(small())?.to(fault(step)));
@@ -48,7 +48,7 @@ async fn a_manifest_travels_byte_for_byte() -> Result<()> {
 // G2
 #[tokio::test]
 async fn headers_that_lie_never_put_wrong_bytes_under_a_good_name() -> Result<()> {
-    let way = Way::of(small())?.from(Fault::LyingHeaders);
+    let way = Way::of(small())?.outdated().from(Fault::LyingHeaders);
     let report = way.run(&[way.job()]).await;
     match report.failures().next() {
         None => way.assert_whole(&report),
@@ -66,11 +66,14 @@ async fn headers_that_lie_never_put_wrong_bytes_under_a_good_name() -> Result<()
 #[tokio::test]
 async fn the_status_decides_whatever_the_body_says() -> Result<()> {
     for body in [ErrorBody::Unknown, ErrorBody::Html, ErrorBody::Empty] {
-        let way = Way::of(small())?.from(Fault::ErrBody(body)).from(
-            Fault::Status(404)
-                .on(Step::ManifestHead)
-                .on(Step::ManifestGet),
-        );
+        let way = Way::of(small())?
+            .outdated()
+            .from(Fault::ErrBody(body))
+            .from(
+                Fault::Status(404)
+                    .on(Step::ManifestHead)
+                    .on(Step::ManifestGet),
+            );
         way.fails("ManifestUnknown").await;
     }
     Ok(())
@@ -186,6 +189,19 @@ async fn a_warm_run_asks_once_per_tag_and_reads_nothing() -> Result<()> {
     Ok(())
 }
 
+// R2
+#[tokio::test]
+async fn an_image_that_a_target_lacks_is_read_without_asking_for_its_digest() -> Result<()> {
+    let way = Way::of(small())?;
+    way.copies().await;
+    assert_eq!(way.source.count(Step::ManifestHead), 0, "{}", way.story());
+    assert_eq!(way.source.count(Step::ManifestGet), 1, "{}", way.story());
+    let way = Way::of(small())?.outdated();
+    way.copies().await;
+    assert_eq!(way.source.count(Step::ManifestHead), 1, "{}", way.story());
+    Ok(())
+}
+
 // R3
 #[tokio::test]
 async fn a_used_up_quota_parks_the_run_and_loses_nothing() -> Result<()> {
@@ -216,6 +232,7 @@ async fn a_used_up_quota_parks_the_run_and_loses_nothing() -> Result<()> {
 #[tokio::test]
 async fn a_head_without_digest_is_followed_by_a_get() -> Result<()> {
     let way = Way::of(small())?
+        .outdated()
         .from(Fault::HeadNoDigest)
         .to(Fault::HeadNoDigest);
     way.copies().await;
@@ -231,7 +248,7 @@ async fn a_refused_head_is_explained_by_one_get() -> Result<()> {
             .on(Step::ManifestHead)
             .on(Step::ManifestGet)
     };
-    let way = Way::of(small())?.from(refusal());
+    let way = Way::of(small())?.outdated().from(refusal());
     let failure = way.fails("AccessDenied").await;
     assert!(
         failure.message.contains("ask the owner of team/app"),
@@ -246,6 +263,7 @@ async fn a_refused_head_is_explained_by_one_get() -> Result<()> {
 #[tokio::test]
 async fn a_head_that_meets_the_limit_costs_no_get() -> Result<()> {
     let way = Way::of(small())?
+        .outdated()
         .from(Fault::RetryAfter(429, RetryAfter::Seconds(3600)).on(Step::ManifestHead));
     way.fails("TooManyRequests").await;
     assert_eq!(way.source.count(Step::ManifestGet), 0, "{}", way.story());
@@ -282,6 +300,7 @@ async fn answers_without_end_are_given_up_at_their_limits() -> Result<()> {
 
     // Of an error only the beginning is read.
     let way = Way::of(small())?
+        .outdated()
         .from(
             Fault::Status(403)
                 .on(Step::ManifestHead)

@@ -79,7 +79,7 @@ async fn a_demanded_pause_is_kept_in_each_of_its_spellings() -> Result<()> {
         RetryAfter::EpochIn(2),
     ] {
         for status in [429, 503] {
-            let mut way = Way::of(small())?.from(
+            let mut way = Way::of(small())?.outdated().from(
                 Fault::RetryAfter(status, after)
                     .on(Step::ManifestHead)
                     .times(2),

@@ -37,6 +37,8 @@ pub(crate) struct Way {
     pub(crate) output: OutputManager,
     pub(crate) messages: Messages,
     pub(crate) options: TransferOptions,
+    /// What the target has under the tag before.
+    pub(crate) before: Option<Sample>,
     pub(crate) retry_attempts: u32,
     pub(crate) credential: Option<Credential>,
     pub(crate) hosts: Hosts,
@@ -60,6 +62,7 @@ impl Way {
             source,
             target,
             sample,
+            before: None,
             folder: temporary_folder("cache")?,
             output: OutputManager::new(messages.clone()),
             messages,
@@ -68,6 +71,14 @@ impl Way {
             credential: None,
             hosts: Hosts::default(),
         })
+    }
+
+    /// To a target that has an older image under the tag, so that the source is asked for a digest before anything else.
+    pub(crate) fn outdated(mut self) -> Self {
+        let older = Sample::no_layers(4711);
+        self.target.put(TO, TAG, &older);
+        self.before = Some(older);
+        self
     }
 
     /// With a fault of the source.
@@ -146,7 +157,7 @@ impl Way {
         assert_eq!(difference, None, "{}", self.story());
     }
 
-    /// The copy fails with this reason, and no tag is left at the target.
+    /// The copy fails with this reason, and the tag of the target is what it was.
     pub(crate) async fn fails(&self, reason: &str) -> Failure {
         let report = self.run(&[self.job()]).await;
         let failure = report
@@ -157,8 +168,12 @@ impl Way {
             panic!("it succeeded\n{}", self.story());
         };
         assert_eq!(failure.reason, reason, "{failure:#?}\n{}", self.story());
-        let there = self.target.manifest(TO, TAG);
-        assert!(there.is_none(), "the tag is there all the same");
+        if let Some(before) = &self.before {
+            assert_eq!(self.target.difference(TO, TAG, before), None);
+        } else {
+            let there = self.target.manifest(TO, TAG);
+            assert!(there.is_none(), "the tag is there all the same");
+        }
         failure
     }
 

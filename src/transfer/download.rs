@@ -20,9 +20,6 @@ use crate::{
 
 use super::{bandwidth::Bandwidth, parts::Parts};
 
-/// Ranges of one blob at once. How many connections a registry bears is its limiter's business; this bounds what we hold.
-const RANGES_AT_ONCE: usize = 64;
-
 /// How often it is looked whether the hash has caught up.
 const HASH_PAUSE: Duration = Duration::from_millis(20);
 
@@ -159,9 +156,9 @@ impl<'a> Download<'a> {
     /// How many ranges may be on their way.
     fn at_once(&self) -> usize {
         match self.source.takes_ranges() {
-            Some(true) if !self.parts.lock().is_near() => RANGES_AT_ONCE,
+            Some(true) => self.parts.lock().at_once(),
             // The first answer tells; a server without ranges would send the whole blob to each who asks.
-            _ => 1,
+            Some(false) | None => 1,
         }
     }
 

@@ -34,6 +34,15 @@ const ENOUGH: f64 = 100.0 * 1024.0 * 1024.0;
 /// So long a connection is watched before it is judged.
 const JUDGED_AFTER: Duration = Duration::from_millis(250);
 
+/// Over a way this long a connection needs a second until it is fast.
+const FAR: Duration = Duration::from_millis(100);
+
+/// Connections for one blob. How many a registry bears is its limiter's business; this bounds what we hold: a fast connection
+/// has buffers of about a megabyte.
+const SHARED_BY: usize = 8;
+const SEVERAL: usize = 16;
+const MANY: usize = 32;
+
 /// What of a blob nobody has asked for yet.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -50,8 +59,12 @@ enum Way {
     Unknown,
     /// From near: through one connection, in order.
     Near,
-    /// Through many.
-    Many,
+    /// From near, but one connection is slow: through some.
+    Shared,
+    /// From some way off: through several.
+    Distant,
+    /// From afar: through many.
+    Far,
 }
 
 /// What the connections of this blob reach.
@@ -82,14 +95,26 @@ impl Parts {
         if self.way == Way::Unknown {
             self.way = if first_byte < NEAR {
                 Way::Near
+            } else if first_byte < FAR {
+                Way::Distant
             } else {
-                Way::Many
+                Way::Far
             };
         }
     }
 
+    /// How many connections may bring parts at once.
+    pub(super) const fn at_once(&self) -> usize {
+        match self.way {
+            Way::Unknown | Way::Near => 1,
+            Way::Shared => SHARED_BY,
+            Way::Distant => SEVERAL,
+            Way::Far => MANY,
+        }
+    }
+
     /// Whether one connection is to bring it all.
-    pub(super) fn is_near(&self) -> bool {
+    fn is_near(&self) -> bool {
         self.way == Way::Near
     }
 
@@ -114,7 +139,7 @@ impl Parts {
         if part.end < end + SMALLEST {
             return part.end;
         }
-        self.way = Way::Many;
+        self.way = Way::Shared;
         end
     }
 
@@ -241,7 +266,7 @@ mod tests {
             let early = parts.end(&rest, 1, JUDGED_AFTER / 2, 1);
             assert_eq!((early, parts.is_near()), (size, true));
             let end = parts.end(&rest, mib * MIB, second, connections);
-            assert_eq!(parts.is_near(), is_fast);
+            assert_eq!(parts.at_once(), if is_fast { 1 } else { SHARED_BY });
             let shortened = FIRST + mib * MIB + SMALLEST;
             assert_eq!(end, if is_fast { size } else { shortened });
         }
@@ -253,7 +278,10 @@ mod tests {
         let mut parts = Parts::new(size, whole(size));
         parts.begun(NEAR);
         parts.begun(Duration::ZERO);
-        assert!(!parts.is_near());
+        assert_eq!(parts.at_once(), SEVERAL);
+        let mut parts = Parts::new(size, whole(size));
+        parts.begun(FAR);
+        assert_eq!(parts.at_once(), MANY);
         let mut parts = Parts::new(size, whole(size));
         parts.begun(Duration::ZERO);
         let all = parts.take(0).unwrap();

@@ -99,7 +99,7 @@ impl Drop for UploadNote {
     fn drop(&mut self) {
         if self.file.metadata().is_ok_and(|file| file.len() == 0) {
             // If that fails, an empty file is left, which says nothing and is cleaned away.
-            let _ = fs::remove_file(&self.path);
+            drop(fs::remove_file(&self.path));
         }
     }
 }

@@ -69,6 +69,7 @@ pub use lock::StoreGuard;
 pub use memory::Memory;
 pub use reader::BlobReader;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
+pub use uploads::UploadNote;
 pub use writer::{BlobWriter, Stretch};
 
 /// A cache folder. Clones share their state; several processes may use one folder at a time.

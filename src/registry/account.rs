@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use http::HeaderMap;
 use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
 
@@ -18,7 +19,7 @@ pub(super) struct Account {
 }
 
 /// Tells accounts apart without keeping who they are; all who are nobody share the account of this machine's address.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct AccountKey(Option<Digest>);
 
 impl AccountKey {

@@ -16,7 +16,7 @@ use crate::{image::RepositoryPath, output::OutputManager};
 
 use super::{
     Answer, Endpoint, Quota, Retry,
-    account::Account,
+    account::{Account, AccountKey},
     auth::Auth,
     body,
     connect::{self, Client, ClientOptions},
@@ -51,6 +51,8 @@ pub(super) struct Shared {
     pub(super) host: Arc<Host>,
     /// For whom connections are waited for.
     pub(super) tenant: Arc<str>,
+    /// Who we are to the registry.
+    pub(super) account_key: AccountKey,
     /// What those with this credential know.
     pub(super) account: Arc<Account>,
     retry_attempts: u32,
@@ -149,7 +151,8 @@ impl RegistryClient {
         let client = connect::build(&endpoint, &options)?;
         let base = endpoint.base_url()?;
         let host = options.hosts.host(&endpoint, &options);
-        let account = host.account(&options.credential);
+        let account_key = AccountKey::of(&options.credential);
+        let account = host.account(account_key.clone());
         let auth = Auth::new(
             client.clone(),
             base.clone(),
@@ -162,6 +165,7 @@ impl RegistryClient {
             base,
             host,
             tenant: options.tenant,
+            account_key,
             account,
             retry_attempts: options.retry_attempts,
             is_reached: AtomicBool::new(false),

@@ -633,6 +633,11 @@ impl Error {
         matches!(self, Self::RegistryQuotaExceeded { .. })
     }
 
+    /// Whether a body ended before all had come.
+    pub(super) const fn is_too_short(&self) -> bool {
+        matches!(self, Self::SizeMismatch { longer: false, .. })
+    }
+
     /// Whether a refusal may be due to how much is asked at once. One for a long time is about a quota.
     pub(super) fn is_refusal_of_many(&self) -> bool {
         match self {

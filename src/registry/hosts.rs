@@ -12,7 +12,6 @@ use std::{
 use super::{
     account::{Account, AccountKey},
     connect::ClientOptions,
-    credential::Credential,
     endpoint::Endpoint,
     gate::Gate,
     limiter::Limiter,
@@ -82,14 +81,14 @@ impl Host {
         }
     }
 
-    /// What is known of the account that a credential leads to.
-    pub(super) fn account(&self, credential: &Credential) -> Arc<Account> {
+    /// What is known of an account.
+    pub(super) fn account(&self, key: AccountKey) -> Arc<Account> {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         // Logins that are made anew every few hours would pile up.
         accounts.retain(|_, account| {
             Arc::strong_count(account) > 1 || !account.gate.remaining().is_zero()
         });
-        let account = accounts.entry(AccountKey::of(credential)).or_default();
+        let account = accounts.entry(key).or_default();
         Arc::clone(account)
     }
 

@@ -30,6 +30,8 @@ pub struct Retry {
     pause: Duration,
     waited: Duration,
     fetched_again: bool,
+    /// Enough bytes arrived since the last failure.
+    has_progressed: bool,
 }
 
 impl Retry {
@@ -45,13 +47,17 @@ impl Retry {
             pause: SHORTEST_PAUSE,
             waited: Duration::ZERO,
             fetched_again: false,
+            has_progressed: false,
         }
     }
 
     /// The pause before the next attempt after `error`, or nothing when there is to be none.
     pub fn next(&mut self, error: &Error) -> Option<Duration> {
+        let has_progressed = std::mem::take(&mut self.has_progressed);
         match handlers::retry(error.class()) {
             Verdict::Never => None,
+            // What came is not wrong, there is only more to come: a proxy may end every answer at some length.
+            Verdict::Once if has_progressed && error.is_too_short() => self.back_off(true),
             Verdict::Once if self.fetched_again => None,
             Verdict::Once => {
                 self.fetched_again = true;
@@ -69,6 +75,7 @@ impl Retry {
     /// blob on a bad line ends by its size, never by a count (R21).
     pub const fn progressed(&mut self, bytes: u64) {
         if bytes >= Self::PROGRESS {
+            self.has_progressed = true;
             self.failures = 0;
             self.pause = SHORTEST_PAUSE;
             self.waited = Duration::ZERO;
@@ -137,12 +144,12 @@ mod tests {
         }
     }
 
-    fn too_short() -> Error {
+    fn wrong_size(longer: bool) -> Error {
         Error::SizeMismatch {
             operation: Operation::new("x"),
             expected: 2,
             actual: 1,
-            longer: false,
+            longer,
         }
     }
 
@@ -165,9 +172,11 @@ mod tests {
 
     #[test]
     fn wrong_bytes_are_fetched_once_more() {
-        let mut retry = Retry::new(3);
-        assert_eq!(retry.next(&too_short()), Some(Duration::ZERO));
-        assert_eq!(retry.next(&too_short()), None);
+        for longer in [false, true] {
+            let mut retry = Retry::new(3);
+            assert_eq!(retry.next(&wrong_size(longer)), Some(Duration::ZERO));
+            assert_eq!(retry.next(&wrong_size(longer)), None);
+        }
     }
 
     #[test]
@@ -194,11 +203,26 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bytes_are_not_forgiven_for_progress() {
+    fn too_many_bytes_are_not_forgiven_for_progress() {
         let mut retry = Retry::new(3);
-        assert_eq!(retry.next(&too_short()), Some(Duration::ZERO));
+        assert_eq!(retry.next(&wrong_size(true)), Some(Duration::ZERO));
         retry.progressed(Retry::PROGRESS);
-        assert_eq!(retry.next(&too_short()), None);
+        assert_eq!(retry.next(&wrong_size(true)), None);
+    }
+
+    #[test]
+    fn a_body_that_ends_early_after_progress_is_a_broken_connection() {
+        let mut retry = Retry::new(1);
+        for _ in 0..100 {
+            retry.progressed(Retry::PROGRESS);
+            assert_eq!(retry.next(&wrong_size(false)), Some(Duration::ZERO));
+        }
+        // Counted as one, too.
+        assert_eq!(retry.next(&broken()), None);
+        // Without progress it is no more than a blob that is too short.
+        retry.progressed(Retry::PROGRESS - 1);
+        assert_eq!(retry.next(&wrong_size(false)), Some(Duration::ZERO));
+        assert_eq!(retry.next(&wrong_size(false)), None);
     }
 
     #[test]

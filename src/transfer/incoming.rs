@@ -7,7 +7,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::sync::OnceCell;
 
 use crate::{
-    cache::{BlobReader, Cache},
+    cache::{BlobReader, Cache, UploadNote},
     image::Descriptor,
     registry::{BlobContent, UploadNotes},
 };
@@ -76,24 +76,67 @@ impl BlobContent for Incoming {
     }
 }
 
-/// Keeps in the cache how far an upload is, so that another process can go on with it.
+/// Keeps in the cache how far an upload is, so that another process can go on with it. Of those who send one blob to one
+/// place at once, the first has the note; the others do without.
 pub(super) struct Notes<'a> {
-    pub(super) cache: &'a Cache,
+    cache: &'a Cache,
     /// Names the upload: registry, repository and blob.
-    pub(super) key: String,
+    key: String,
+    /// Taken when the upload asks for it: most are too small for a note.
+    note: OnceCell<Option<UploadNote>>,
+}
+
+impl<'a> Notes<'a> {
+    pub(super) fn new(cache: &'a Cache, key: String) -> Self {
+        Self {
+            cache,
+            key,
+            note: OnceCell::new(),
+        }
+    }
+
+    async fn note(&self) -> Option<&UploadNote> {
+        let take = || self.cache.upload_note(&self.key);
+        self.note.get_or_init(take).await.as_ref()
+    }
 }
 
 impl UploadNotes for Notes<'_> {
     fn load(&self) -> BoxFuture<'_, Option<String>> {
-        self.cache.upload_note(&self.key).boxed()
+        async { self.note().await?.text().await }.boxed()
     }
 
     fn save(&self, note: Option<String>) -> BoxFuture<'_, ()> {
         async move {
-            self.cache
-                .keep_upload_note(&self.key, note.as_deref())
-                .await;
+            if let Some(place) = self.note().await {
+                place.keep(note.as_deref()).await;
+            }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::output::OutputManager;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn two_that_send_one_blob_to_one_place_do_not_share_a_note() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Cache::open(folder.path(), OutputManager::silent()).unwrap();
+        let caches = [open(), open()];
+        let [first, second] = caches
+            .each_ref()
+            .map(|cache| Notes::new(cache, "registry repository digest".to_owned()));
+        first.save(Some("first".to_owned())).await;
+        assert_eq!(second.load().await, None);
+        second.save(Some("second".to_owned())).await;
+        second.save(None).await;
+        assert_eq!(first.load().await.as_deref(), Some("first"));
+        drop(first);
+        let third = Notes::new(&caches[1], second.key);
+        assert_eq!(third.load().await.as_deref(), Some("first"));
     }
 }

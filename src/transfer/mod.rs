@@ -8,6 +8,7 @@
 
 mod arrival;
 mod bandwidth;
+mod copied;
 mod download;
 mod error;
 mod gaps;

@@ -247,10 +247,7 @@ impl Push<'_> {
                 let _slot = road.lanes.slot(blob.size).await;
                 let source = BlobSource::new(Arc::new(Incoming::new(cache, blob, &arrival, &road)));
                 let transfer = output.transfer(Direction::Upload, &blob.digest, blob.size);
-                let notes = Notes {
-                    cache,
-                    key: format!("{address} {repository} {}", blob.digest),
-                };
+                let notes = Notes::new(cache, format!("{address} {repository} {}", blob.digest));
                 let upload = BlobUpload {
                     repository,
                     descriptor: blob,

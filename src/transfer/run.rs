@@ -10,7 +10,6 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     cache::{Cache, StoreGuard},
-    error::{Class, Classified},
     image::{Descriptor, Digest, Reference, RepositoryPath},
     keyed_lock::KeyedLock,
     output::OutputManager,
@@ -21,6 +20,7 @@ use super::{
     Destination, DestinationReport, Error, Failure, ImageJob, ImageReport, Outcome, Registries,
     RegistryId, RegistryImage, Result, RunReport, TransferOptions,
     arrival::{self, Arrival},
+    copied::{Copied, SoFar},
     known::KnownBlobs,
     pull::Pull,
     push::{NotSent, Push},
@@ -220,70 +220,75 @@ impl Run {
     }
 
     async fn copy_until(&self, job: &ImageJob, parked: Duration) -> Copied {
+        let so_far = SoFar::of(job);
         // Boxed when its turn comes, and given up before a pause: a list of a thousand images holds few that are at work.
         let copy = async {
             let _asking = self.asking.acquire().await;
-            self.copy(job).boxed().await
+            self.copy(job, &so_far).boxed().await;
         };
-        let Some(Deadline { at, timeout }) = self.deadline else {
-            return copy.await;
-        };
-        let copied = tokio::time::timeout_at(at + parked, copy).await;
-        copied.unwrap_or_else(|_| {
-            let image = job.cached.clone();
-            Copied::not_fetched(None, Error::RunTimedOut { image, timeout })
-        })
+        match self.deadline {
+            None => copy.await,
+            Some(Deadline { at, timeout }) => {
+                let copied = tokio::time::timeout_at(at + parked, copy).await;
+                if copied.is_err() {
+                    let image = &job.cached;
+                    so_far.give_up(|| Error::RunTimedOut {
+                        image: image.clone(),
+                        timeout,
+                    });
+                }
+            }
+        }
+        so_far.ended()
     }
 
     /// Copies one image, with typed errors. `Ok(true)` means that something moved.
-    async fn copy(&self, job: &ImageJob) -> Copied {
-        match &job.source {
-            Some(source) => self.copy_from_registry(job, source).await,
-            None => self.copy_from_cache(job).await,
+    async fn copy(&self, job: &ImageJob, so_far: &SoFar) {
+        let copied = match &job.source {
+            Some(source) => self.copy_from_registry(job, source, so_far).await,
+            None => self.copy_from_cache(job, so_far).await,
+        };
+        if let Err(error) = copied {
+            so_far.fetched(Err(error));
         }
     }
 
-    async fn copy_from_registry(&self, job: &ImageJob, source: &RegistryImage) -> Copied {
-        let client = match self.client(&source.registry) {
-            Ok(client) => client,
-            Err(error) => return Copied::not_fetched(None, error),
-        };
+    /// Fails where there is nothing to send.
+    async fn copy_from_registry(
+        &self,
+        job: &ImageJob,
+        source: &RegistryImage,
+        so_far: &SoFar,
+    ) -> Result<()> {
         let pull = Pull {
             run: self,
-            client,
+            client: self.client(&source.registry)?,
             source,
             cached: &job.cached,
         };
         if job.destinations.is_empty() {
-            return match self.fill(&pull).await {
-                Ok((digest, moved)) => Copied {
-                    digest: Some(digest),
-                    fetched: Ok(moved),
-                    destinations: vec![],
-                },
-                Err(error) => Copied::not_fetched(None, error),
-            };
+            let (digest, moved) = self.fill(&pull).await?;
+            so_far.found(&digest);
+            so_far.fetched(Ok(moved));
+            return Ok(());
         }
         let there = self.ask_destinations(job).await;
         // A destination without any image needs the manifest, whatever its digest: to ask for that would be a request more.
         if there.iter().any(There::is_nothing) {
-            return self.move_image(job, &pull, None, there).await;
+            return self.move_image(job, &pull, None, there, so_far).await;
         }
-        let found = match pull.look_up().await {
-            Ok(found) => found,
-            Err(error) => return Copied::not_fetched(None, error),
-        };
+        let found = pull.look_up().await?;
         let there = self.ask_the_others(job, there, found.digest()).await;
         if there.iter().all(|there| !there.needs(found.digest())) {
             // Nobody needs the bytes: they are there, or the destination cannot be asked.
-            let digest = found.digest().clone();
-            return Copied {
-                destinations: settled(there, &digest),
-                digest: Some(digest),
-                fetched: Ok(false),
-            };
+            so_far.found(found.digest());
+            for (number, answer) in answers(there, found.digest()).into_iter().enumerate() {
+                so_far.settled(number, answer.map(|_| false));
+            }
+            return Ok(());
         }
-        self.move_image(job, &pull, Some(found), there).await
+        self.move_image(job, &pull, Some(found), there, so_far)
+            .await
     }
 
     /// Brings an image to the destinations that need it. `found` is what the source was found to have, if it was asked.
@@ -293,32 +298,34 @@ impl Run {
         pull: &Pull<'_>,
         found: Option<FoundManifest>,
         there: Vec<There>,
-    ) -> Copied {
+        so_far: &SoFar,
+    ) -> Result<()> {
         let _moving = self.moving.acquire().await;
-        let looked_up = found.as_ref().map(|found| found.digest().clone());
+        if let Some(found) = &found {
+            so_far.found(found.digest());
+        }
         let tree = match pull.tree(found).await {
             Ok(tree) => tree,
             Err(error) => {
-                return Copied {
-                    destinations: there.into_iter().map(There::failure).collect(),
-                    ..Copied::not_fetched(looked_up, error)
-                };
+                for (number, there) in there.into_iter().enumerate() {
+                    if let There::Failed(error) = there {
+                        so_far.settled(number, Err(error));
+                    }
+                }
+                return Err(error);
             }
         };
-        let digest = tree.root.digest().clone();
-        let there = self.ask_the_others(job, there, &digest).await;
-        let there = answers(there, &digest);
+        let digest = tree.root.digest();
+        so_far.found(digest);
+        let there = answers(self.ask_the_others(job, there, digest).await, digest);
         pull.tell_of_foreign_layers(&tree);
         tree.plan(1 + missing(&there), &self.output);
         let (announcers, arrivals): (Vec<_>, Vec<_>) =
             tree.blobs().map(|_| arrival::expected()).unzip();
-        let sent = self.send_where_missing(job, there, &tree, arrivals);
-        let (fetched, destinations) = join(pull.keep(&tree, announcers), sent).await;
-        Copied {
-            digest: Some(digest),
-            fetched,
-            destinations,
-        }
+        let kept = async { so_far.fetched(pull.keep(&tree, announcers).await) };
+        let sent = self.send_where_missing(job, there, &tree, arrivals, so_far);
+        join(kept, sent).await;
+        Ok(())
     }
 
     /// Fills the cache, and nothing else.
@@ -332,23 +339,19 @@ impl Run {
         Ok((tree.root.digest().clone(), moved))
     }
 
-    async fn copy_from_cache(&self, job: &ImageJob) -> Copied {
-        let tree = match self.cached_tree(job).await {
-            Ok(tree) => tree,
-            Err(error) => return Copied::not_fetched(None, error),
-        };
+    async fn copy_from_cache(&self, job: &ImageJob, so_far: &SoFar) -> Result<()> {
+        let tree = self.cached_tree(job).await?;
         let digest = tree.root.digest();
+        so_far.found(digest);
+        so_far.fetched(Ok(false));
         let there = self.ask_destinations(job).await;
         let there = answers(self.ask_the_others(job, there, digest).await, digest);
         tree.plan(missing(&there), &self.output);
         let _moving = self.moving.acquire().await;
         let arrivals = tree.blobs().map(|_| Arrival::here()).collect();
-        let destinations = self.send_where_missing(job, there, &tree, arrivals).await;
-        Copied {
-            digest: Some(tree.root.digest().clone()),
-            fetched: Ok(false),
-            destinations,
-        }
+        self.send_where_missing(job, there, &tree, arrivals, so_far)
+            .await;
+        Ok(())
     }
 
     /// Reads an image with everything below it from the cache.
@@ -427,22 +430,19 @@ impl Run {
         there: Vec<Result<bool>>,
         tree: &ImageTree,
         arrivals: Vec<Arrival>,
-    ) -> Vec<Option<Result<bool>>> {
+        so_far: &SoFar,
+    ) {
         let arrivals = &arrivals;
-        join_all(
-            job.destinations
-                .iter()
-                .zip(there)
-                .map(async |(destination, there)| {
-                    let sent = self.send_to(job, destination, there, tree, arrivals).await;
-                    match sent {
-                        Ok(moved) => Some(Ok(moved)),
-                        Err(NotSent::Lost) => None,
-                        Err(NotSent::Failed(error)) => Some(Err(*error)),
-                    }
-                }),
-        )
-        .await
+        let destinations = job.destinations.iter().zip(there).enumerate();
+        join_all(destinations.map(async |(number, (destination, there))| {
+            let sent = self.send_to(job, destination, there, tree, arrivals).await;
+            match sent {
+                Ok(moved) => so_far.settled(number, Ok(moved)),
+                Err(NotSent::Lost) => {}
+                Err(NotSent::Failed(error)) => so_far.settled(number, Err(*error)),
+            }
+        }))
+        .await;
     }
 
     async fn send_to(
@@ -513,37 +513,6 @@ impl Run {
     }
 }
 
-/// What became of one job, with typed errors.
-pub(super) struct Copied {
-    /// Digest of the image, once known.
-    pub(super) digest: Option<Digest>,
-    /// Whether anything was fetched, or why not.
-    pub(super) fetched: Result<bool>,
-    /// Per destination whether anything was sent, or why not; `None` shares the fate of the fetch.
-    pub(super) destinations: Vec<Option<Result<bool>>>,
-}
-
-impl Copied {
-    /// How long a registry wants to be left alone, where that is all that is wrong.
-    fn quota_wait(&self) -> Option<Duration> {
-        let destinations = self.destinations.iter().flatten();
-        let errors = destinations.filter_map(|outcome| outcome.as_ref().err());
-        errors
-            .chain(self.fetched.as_ref().err())
-            .filter(|error| error.class() == Class::RateLimited)
-            .filter_map(Error::retry_after)
-            .max()
-    }
-
-    const fn not_fetched(digest: Option<Digest>, error: Error) -> Self {
-        Self {
-            digest,
-            fetched: Err(error),
-            destinations: Vec::new(),
-        }
-    }
-}
-
 /// What a destination has under the name that the image is to get there.
 enum There {
     /// The name depends on the image.
@@ -609,15 +578,4 @@ fn missing(answers: &[Result<bool>]) -> u64 {
         .iter()
         .map(|answer| u64::from(matches!(answer, Ok(false))))
         .sum()
-}
-
-/// Answers of destinations that are final: those that have the image and those that cannot be asked. The others wait for the
-/// bytes.
-fn settled(there: Vec<There>, digest: &Digest) -> Vec<Option<Result<bool>>> {
-    let settle = |answer| match answer {
-        Ok(true) => Some(Ok(false)),
-        Ok(false) => None,
-        Err(error) => Some(Err(error)),
-    };
-    answers(there, digest).into_iter().map(settle).collect()
 }

@@ -1,5 +1,7 @@
 //! A run with several images and destinations: nothing is moved twice, one failure stops nothing else.
 
+use std::time::Duration;
+
 use docker_image_pusher::{
     cache::Cache,
     output::OutputManager,
@@ -9,11 +11,19 @@ use docker_image_pusher::{
         TargetReference, TransferOptions,
     },
 };
+use http::Method;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::support::{
-    Context, Result, images::Image, install_crypto_provider, process::temporary_folder,
-    registry::Registry, skopeo,
+    Context, Result,
+    faults::{Action, Rule},
+    gateway::Gateway,
+    images::Image,
+    install_crypto_provider,
+    process::temporary_folder,
+    registry::Registry,
+    skopeo,
 };
 
 /// One source, two destinations, a cache, and three images that share layers: `team/app:1` to `team/app:3`.
@@ -68,6 +78,13 @@ impl Bed {
             TransferOptions::default(),
             self.output.clone(),
         ))
+    }
+
+    /// Brings one image into the cache, and tells how many were copied.
+    async fn fill_cache(&self, number: usize) -> Result<usize> {
+        let mut job = self.jobs().swap_remove(number - 1);
+        job.destinations.clear();
+        Ok(self.run(self.addresses())?.execute(&[job]).await.copied())
     }
 
     fn jobs(&self) -> Vec<ImageJob> {
@@ -144,6 +161,40 @@ async fn a_destination_that_is_gone_fails_alone() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn when_time_is_over_what_a_destination_has_reached_stays() -> Result<()> {
+    let bed = Bed::new()?;
+    let rule = Rule::on(
+        &Method::PUT,
+        "/manifests/",
+        Action::Delay(Duration::from_mins(5)),
+    );
+    let slow = Gateway::before(&bed.destinations[1]).rule(rule).start()?;
+    let limit = Duration::from_secs(5);
+    let run = bed
+        .run([
+            bed.source.address(),
+            bed.destinations[0].address(),
+            &slow.url(),
+        ])?
+        .until(Instant::now() + limit, limit);
+    let mut jobs = bed.jobs();
+    jobs.truncate(2);
+    // One comes from its registry, the other from the cache.
+    assert_eq!(bed.fill_cache(2).await?, 1);
+    jobs[1].source = None;
+    let report = run.execute(&jobs).await;
+    for image in &report.images {
+        assert_eq!(image.fetched.failure(), None, "{image:?}");
+        assert!(image.digest.is_some());
+        assert_eq!(image.destinations[0].outcome, Outcome::Copied, "{image:?}");
+        let failure = image.destinations[1].outcome.failure().unwrap();
+        assert_eq!(failure.reason, "RunTimedOut", "{failure:?}");
+    }
+    assert_eq!(report.failures().count(), 2);
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_image_that_is_not_there_fails_alone_and_leaves_nothing_at_the_destinations()
 -> Result<()> {
@@ -189,7 +240,7 @@ async fn a_cancelled_run_leaves_no_tag_and_the_next_one_finishes() -> Result<()>
     let addresses = bed.addresses();
     for milliseconds in [0, 2, 5, 10, 20, 40] {
         let (run, jobs) = (bed.run(addresses)?, bed.jobs());
-        let limit = std::time::Duration::from_millis(milliseconds);
+        let limit = Duration::from_millis(milliseconds);
         drop(tokio::time::timeout(limit, run.execute(&jobs)).await);
         for destination in &bed.destinations {
             if skopeo::digest(destination.access(), "mirror/app:1").is_ok() {

@@ -222,7 +222,7 @@ async fn a_note_that_leads_nowhere_is_forgotten() {
         ("wrong", &["GET", "PUT", "POST", "PUT"]),
     ] {
         let location = format!("http://{}/uploads/{place}", shelf.address());
-        let note = format!(r#"{{"version":1,"location":"{location}","offset":0}}"#);
+        let note = format!(r#"{{"version":2,"account":null,"location":"{location}","offset":0}}"#);
         let notes = Notes(Mutex::new(Some(note)));
         let before = shelf.methods().len();
         let uploaded = upload_noted(&shelf.client(), &blob, &notes).await.unwrap();

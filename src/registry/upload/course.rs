@@ -313,7 +313,8 @@ impl<'a> Course<'a> {
 
     /// The upload that a note tells of.
     async fn remembered(&mut self) -> Option<Session> {
-        let note = Note::read(&self.notes?.load().await?)?;
+        let text = self.notes?.load().await?;
+        let note = Note::read(&self.client.shared.account_key, &text)?;
         let location = note.location(&self.client.shared.base)?;
         self.is_remembered = true;
         Some(Session::known(
@@ -339,8 +340,10 @@ impl<'a> Course<'a> {
         let Some(notes) = self.notes else {
             return;
         };
-        let note =
-            session.and_then(|session| Note::new(session.location(), session.offset()).text());
+        let account = &self.client.shared.account_key;
+        let note = session
+            .map(|session| Note::new(account, session.location(), session.offset()))
+            .and_then(|note| note.text());
         notes.save(note).await;
     }
 

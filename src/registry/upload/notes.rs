@@ -4,10 +4,10 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::super::address;
+use super::super::{account::AccountKey, address};
 
 /// Older and newer programs write other notes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Keeps a note about one upload: one blob on its way to one repository. A note may name a place that only its holder knows
 /// and that takes bytes from whoever knows it: it is to be kept like a password.
@@ -23,24 +23,27 @@ pub trait UploadNotes: Send + Sync {
 #[derive(Serialize, Deserialize)]
 pub(super) struct Note {
     version: u32,
+    /// Whose upload it is: nobody goes on with another one's.
+    account: AccountKey,
     location: String,
     /// So many bytes the registry had taken.
     pub(super) offset: u64,
 }
 
 impl Note {
-    pub(super) fn new(location: &Url, offset: u64) -> Self {
+    pub(super) fn new(account: &AccountKey, location: &Url, offset: u64) -> Self {
         Self {
             version: VERSION,
+            account: account.clone(),
             location: location.to_string(),
             offset,
         }
     }
 
-    /// A note that was written by this version; everything else is none.
-    pub(super) fn read(text: &str) -> Option<Self> {
+    /// A note that was written by this version for this account; everything else is none.
+    pub(super) fn read(account: &AccountKey, text: &str) -> Option<Self> {
         let note: Self = serde_json::from_str(text).ok()?;
-        (note.version == VERSION).then_some(note)
+        (note.version == VERSION && note.account == *account).then_some(note)
     }
 
     /// Strings and numbers can always be written.
@@ -58,24 +61,44 @@ impl Note {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Credential;
 
     #[test]
     fn a_note_leads_back_to_where_the_upload_was_and_nowhere_else() {
+        let nobody = AccountKey::of(&Credential::Anonymous);
         let base: Url = "https://r.example/v2/".parse().unwrap();
         let place: Url = "https://r.example/u/1?_state=a%2Fb".parse().unwrap();
-        let text = Note::new(&place, 7).text().unwrap();
-        let note = Note::read(&text).unwrap();
+        let text = Note::new(&nobody, &place, 7).text().unwrap();
+        let note = Note::read(&nobody, &text).unwrap();
         assert_eq!((note.location(&base), note.offset), (Some(place), 7));
         for text in [
             "",
             "{}",
-            r#"{"version":2,"location":"https://r.example/u","offset":0}"#,
+            r#"{"version":1,"location":"https://r.example/u","offset":0}"#,
+            r#"{"version":3,"account":null,"location":"https://r.example/u","offset":0}"#,
         ] {
-            assert!(Note::read(text).is_none(), "{text}");
+            assert!(Note::read(&nobody, text).is_none(), "{text}");
         }
         for place in ["http://r.example/u", "https://169.254.169.254/u", "u/1"] {
-            let text = format!(r#"{{"version":1,"location":"{place}","offset":0}}"#);
-            assert_eq!(Note::read(&text).unwrap().location(&base), None, "{place}");
+            let text = format!(r#"{{"version":2,"account":null,"location":"{place}","offset":0}}"#);
+            let note = Note::read(&nobody, &text).unwrap();
+            assert_eq!(note.location(&base), None, "{place}");
         }
+    }
+
+    #[test]
+    fn a_note_is_none_for_another_account() {
+        let login = |password: &str| Credential::from_login("me".to_owned(), password.into());
+        let mine = AccountKey::of(&login("hunter2"));
+        let place: Url = "https://r.example/u/1".parse().unwrap();
+        let text = Note::new(&mine, &place, 7).text().unwrap();
+        assert!(Note::read(&mine, &text).is_some());
+        for other in [login("other"), Credential::Anonymous] {
+            assert!(Note::read(&AccountKey::of(&other), &text).is_none());
+        }
+        assert!(
+            !text.contains("hunter2") && !text.contains("me\""),
+            "{text}"
+        );
     }
 }

@@ -24,7 +24,7 @@ fn a_pull_that_was_killed_at_half_of_a_gibibyte_fetches_hardly_anything_twice() 
     let image = Image::builder().layers(1, size).gzip_level(0).build()?;
     image.push(registry.access(), "big/app:1")?;
     // No faster than any machine takes it: what the gateway has sent is in the cache then, and not in the kernel's buffers.
-    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(16_000_000));
+    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(4_000_000));
     let gateway = Gateway::before(&registry).rule(slow).start()?;
     let sandbox = Sandbox::new()?;
     let address = gateway.address();

@@ -16,9 +16,9 @@ const PLAIN: Link = Link {
     dies_after: None,
 };
 
-/// How far a figure may be off on a machine that does other things too. A test that is late once is tried again.
+/// How far a figure may be off on a machine that does other things too. What was late because of them is tried again.
 const TOLERANCE: f64 = 0.15;
-const TRIES: usize = 5;
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A server whose threads end with their connections.
 fn serve(talk: fn(TcpStream)) -> Result<SocketAddr> {
@@ -88,10 +88,12 @@ fn read_all(connection: &mut TcpStream) -> u64 {
     }
 }
 
-/// Whether a measurement comes out as expected in one of a few tries; else what it was.
+/// Whether a measurement comes out as expected in one of its tries; else what it was. A link that is too fast or too slow is
+/// so each time, a busy machine only mostly.
 fn comes_close(expected: f64, measure: impl Fn() -> Result<f64>) -> Result<()> {
     let mut measured = Vec::new();
-    for _ in 0..TRIES {
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
         let value = measure()?;
         if (value / expected - 1.0).abs() <= TOLERANCE {
             return Ok(());

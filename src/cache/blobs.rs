@@ -160,12 +160,21 @@ mod tests {
         let cache = fixture.cache.clone();
         let mut waiter = JoinSet::new();
         waiter.spawn(async move { put(&cache, &layer(b"wanted"), b"wanted").await });
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        assert!(waiter.try_join_next().is_none(), "the lock was ignored");
         let said = format!(
             "waiting for another run that fetches blob {}",
             descriptor.digest
         );
+        let is_said = async {
+            while fixture.messages.count(&said) == 0 && waiter.try_join_next().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(30), is_said).await;
+        told.expect("it tells what it waits for");
+        // Long enough for it to look, and to tell, again.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(waiter.len(), 1, "the lock was ignored");
+        assert!(waiter.try_join_next().is_none(), "the lock was ignored");
         assert_eq!(
             fixture.messages.count(&said),
             1,

@@ -152,3 +152,32 @@ fn reserve(file: &File, size: u64) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// The kernel of tmpfs cannot do without the page cache: it refuses, as any file system does on a kernel before 6.14.
+    #[test]
+    fn what_is_to_pass_the_page_cache_is_written_where_that_is_refused() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let content = [vec![1; 70_000], vec![2; 3], vec![3; 5_000]].map(Bytes::from);
+        let partial = Partial::create(folder.path().join("partial"), 75_003).unwrap();
+        let slice = [IoSlice::new(b"x")];
+        let direct = rustix::io::pwritev2(&*partial.file, &slice, 0, DONT_CACHE);
+        for offset in [0, 75_003] {
+            let run = Run {
+                offset,
+                pieces: content.to_vec(),
+                passes: true,
+            };
+            partial.write_at(&run).unwrap();
+        }
+        // It is asked once.
+        assert_eq!(partial.bypasses.load(Ordering::Relaxed), direct.is_ok());
+        let written = fs::read(&partial.path).unwrap();
+        assert_eq!(written, [content.concat(), content.concat()].concat());
+    }
+}

@@ -215,6 +215,27 @@ async fn the_hash_of_another_version_is_not_gone_on_with() {
     assert_stored(&fixture, &descriptor, &content).await;
 }
 
+/// A power loss, or a disk that was too slow for checkpoints, leaves more bytes than hash. Whoever waits for the hash hands over
+/// nothing meanwhile: nobody else would start it.
+#[tokio::test]
+async fn what_was_kept_is_hashed_before_the_next_byte_comes() {
+    let fixture = fixture();
+    let (content, descriptor) = interrupted(&fixture).await;
+    edit_header(&state_file(&fixture, &descriptor), |header| {
+        header["hasher"] = json!("something else 1.0");
+    });
+    let writer = claim(&fixture.cache, &descriptor).await;
+    let is_hashed = async {
+        while writer.hashed() < MIB as u64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let is_hashed = tokio::time::timeout(Duration::from_secs(30), is_hashed).await;
+    is_hashed.expect("the hash stands still");
+    complete(writer, &content).await;
+    assert_stored(&fixture, &descriptor, &content).await;
+}
+
 #[tokio::test]
 async fn an_intact_checkpoint_spares_reading_its_part_again() {
     let fixture = fixture();

@@ -63,12 +63,14 @@ impl BlobWriter {
             _blob: lock,
             _store: store,
         };
-        let work = Work::begin(descriptor, &shared, memory, Arc::new(claim))?;
+        let work = Arc::new(Work::begin(descriptor, &shared, memory, Arc::new(claim))?);
         let kept = work.arrival.lock().pieces.written().total();
+        // What an earlier run left and did not hash. Whoever waits for the hash may have nothing to hand over that would start it.
+        work.start();
         Ok(Self {
             shared,
             arrival: Arc::clone(&work.arrival),
-            work: Some(Arc::new(work)),
+            work: Some(work),
             kept,
         })
     }
@@ -143,8 +145,12 @@ impl BlobWriter {
 
     /// Up to where bytes are taken without waiting for the hash, with room for what is on its way already. Whoever asks for
     /// bytes behind that holds a connection that those at the hash may need.
-    pub fn reach(&self) -> u64 {
-        self.hashed().saturating_add(LAG / 2)
+    ///
+    /// # Errors
+    /// When the blob cannot be stored: the hash stands still then.
+    pub fn reach(&self) -> Result<u64> {
+        self.arrival.ensure_going_on()?;
+        Ok(self.hashed().saturating_add(LAG / 2))
     }
 
     /// How many bytes went into the hash.

@@ -116,7 +116,8 @@ impl<'a> Download<'a> {
                 return Ok(());
             }
             // What the hash is too far behind for would wait with a connection in hand, which the bytes at the hash may need.
-            let is_too_far = next.is_some_and(|start| start >= self.writer.reach());
+            let reach = self.writer.reach()?;
+            let is_too_far = next.is_some_and(|start| start >= reach);
             if next.is_none() || is_too_far || ranges.len() >= self.at_once() {
                 waiting = None;
             } else if waiting.is_none() {

@@ -610,8 +610,8 @@ fn an_interrupt_ends_with_130_and_a_report_of_what_was_not_done() -> Result<()> 
         (is_fast_done && gateway.count(&Method::GET, "slow/app/blobs/") > 0).then_some(())
     })
     .expect("one mirror ends and the other begins");
-    // The tag is there a moment before the mirror has ended.
-    std::thread::sleep(Duration::from_millis(300));
+    // The tag is there a moment before the mirror has ended, which nothing tells; the other takes 20 seconds.
+    std::thread::sleep(Duration::from_secs(3));
     running.signal("INT")?;
     let stopped = running.wait()?.expect_code(130)?;
     assert!(stopped.stderr.contains("interrupted"), "{}", stopped.stderr);

@@ -1,6 +1,6 @@
 //! Reading blobs: rules D1 to D12 of the registry reference.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use docker_image_pusher::transfer::ImageJob;
 use futures::future::join_all;
@@ -114,6 +114,31 @@ async fn never_more_than_one_range_is_asked_for() -> Result<()> {
             .iter()
             .all(|seen| !seen.header("range").unwrap_or_default().contains(','))
     );
+    Ok(())
+}
+
+// D9
+#[tokio::test]
+async fn a_blob_that_comes_slowly_from_near_comes_through_several_connections() -> Result<()> {
+    let sample = large();
+    let layer = sample.largest_blob().to_owned();
+    let way = Way::of(sample)?.from(Fault::Drip(10 * MIB).about(&layer));
+    way.copies().await;
+    let asked = way.source.of_step(Step::BlobGet);
+    let layer: Vec<_> = asked
+        .iter()
+        .filter(|seen| seen.path.ends_with(&layer))
+        .collect();
+    let connections: BTreeSet<_> = layer.iter().map(|seen| seen.connection).collect();
+    // One brings the first part, and the rest if nobody helps.
+    assert!(connections.len() > 2, "{}", way.story());
+    let side_by_side = layer.iter().any(|one| {
+        let others = layer.iter().filter(|other| {
+            other.started < one.ended.unwrap() && one.started < other.ended.unwrap()
+        });
+        others.count() > 2
+    });
+    assert!(side_by_side, "{}", way.story());
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! Writing blobs: rules U1 to U17 of the registry reference.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZeroU64,
+    time::{Duration, Instant},
+};
 
 use docker_image_pusher::transfer::TransferOptions;
 use futures::future::join_all;
@@ -302,6 +305,23 @@ async fn a_commit_may_take_minutes() -> Result<()> {
     };
     with_leaps(Duration::from_mins(6), committing, way.copies()).await;
     assert_eq!(way.target.count(Step::Put), 1, "{}", way.story());
+    Ok(())
+}
+
+/// What is in the cache already is held back too: the limit is one of each direction.
+#[tokio::test]
+async fn a_bandwidth_limit_holds_back_what_goes_to_the_target() -> Result<()> {
+    let mut way = Way::of(Sample::image(1, &[4_000_000; 2]))?;
+    way.copies().await;
+    let fetched = way.source.count(Step::BlobGet);
+    way.target = FakeRegistry::start()?;
+    way.options.bandwidth_limit = NonZeroU64::new(4_000_000);
+    let started = Instant::now();
+    way.copies().await;
+    let took = started.elapsed();
+    assert_eq!(way.source.count(Step::BlobGet), fetched, "{}", way.story());
+    // 2 s, less the tenth of a second that may be made up for and the pieces that wait for nobody.
+    assert!(took > Duration::from_millis(1_600), "{took:?}");
     Ok(())
 }
 

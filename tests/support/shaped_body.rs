@@ -33,7 +33,7 @@ enum Cut {
 }
 
 /// Before a cut the bytes that were promised get this long to leave; hyper drops what it has not written yet.
-const FLUSH_TIME: Duration = Duration::from_millis(20);
+const FLUSH_TIME: Duration = Duration::from_millis(100);
 
 /// A slow body comes in pieces this far apart, so that it flows instead of jumping.
 const PIECE_INTERVAL: Duration = Duration::from_millis(50);

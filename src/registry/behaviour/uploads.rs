@@ -7,7 +7,7 @@ use futures::{FutureExt, future::BoxFuture};
 use http::StatusCode;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpSocket, TcpStream},
     task::JoinSet,
 };
 
@@ -404,7 +404,7 @@ fn busy_login() -> &'static str {
 /// Registry rule R19: an answer that comes before the end of the body is heard at once, and the rest is not sent.
 #[tokio::test]
 async fn an_early_refusal_ends_the_sending() {
-    let (refused, mut far) = early_refusal().await;
+    let (refused, mut far) = early_refusal();
     let blob = vec![0; 64 * 1024 * 1024];
     let failed = upload(&refused, &blob).await.unwrap_err();
     assert_eq!(failed.reason(), "AccessDenied");
@@ -414,8 +414,12 @@ async fn an_early_refusal_ends_the_sending() {
 }
 
 /// A registry that opens an upload, refuses its bytes at their head, and then counts what still comes until the end.
-async fn early_refusal() -> (RegistryClient, JoinSet<usize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+fn early_refusal() -> (RegistryClient, JoinSet<usize>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    // Its connections inherit it: else what the kernel takes in for a slow reader may be more than what is counted here.
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {

@@ -16,7 +16,7 @@ use super::log::EndOnDrop;
 use super::rule::{Faults, fault_value};
 
 /// Before a cut the bytes that were promised get this long to leave; hyper drops what it has not written yet.
-const FLUSH_TIME: Duration = Duration::from_millis(20);
+const FLUSH_TIME: Duration = Duration::from_millis(100);
 
 /// A slow body comes in so many pieces per second, so that it flows instead of jumping.
 const SLOW_PIECES: u64 = 20;

@@ -94,23 +94,22 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Option<Result<Vec<u8
 
 /// Opens a file that only serves to be locked, creating it if need be.
 pub(super) fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .custom_flags(guarded())
-        .open(path)
+    open_or_create(path, 0o666)
 }
 
 /// Opens a file that nobody else may read, creating it if need be.
 pub(super) fn open_private(path: &Path) -> io::Result<File> {
+    open_or_create(path, 0o600)
+}
+
+/// Opens a file with what is in it; a new one gets these permissions, less those that the process gives nobody.
+fn open_or_create(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o600)
+        .mode(mode)
         .custom_flags(guarded())
         .open(path)
 }

@@ -261,6 +261,11 @@ mod tests {
         );
     }
 
+    async fn all_complete(cache: &super::Cache) -> bool {
+        let listed = cache.list().await.unwrap();
+        listed.iter().all(super::ListedImage::is_complete)
+    }
+
     #[tokio::test]
     async fn what_the_source_did_not_have_is_not_missing() {
         let fixture = fixture();
@@ -273,14 +278,7 @@ mod tests {
         wanted.pinned = true;
         fixture.cache.store_image(wanted.clone()).await.unwrap();
         let cache = fixture.reopened();
-        assert!(
-            cache
-                .list()
-                .await
-                .unwrap()
-                .iter()
-                .all(super::ListedImage::is_complete)
-        );
+        assert!(all_complete(&cache).await);
         // A run that goes on with exactly this image asks by its digest.
         let digest = root.digest().to_string();
         for reference in ["1", &digest] {
@@ -296,14 +294,7 @@ mod tests {
         let mut file = std::fs::File::create(&path).unwrap();
         std::io::Write::write_all(&mut file, index.to_string().as_bytes()).unwrap();
         let cache = fixture.reopened();
-        assert!(
-            cache
-                .list()
-                .await
-                .unwrap()
-                .iter()
-                .all(super::ListedImage::is_complete)
-        );
+        assert!(all_complete(&cache).await);
 
         // What comes later counts, and may get lost.
         wanted.children.push(arm.clone());

@@ -282,11 +282,9 @@ impl Stretch<'_> {
             return Err(self.writer.size_mismatch(end));
         }
         while !bytes.is_empty() {
-            if self.filling.is_none() {
-                self.filling = Some(self.writer.block(self.offset).await?);
-            }
-            let Some((block, _)) = &mut self.filling else {
-                continue;
+            let (block, _) = match &mut self.filling {
+                Some(filling) => filling,
+                none => none.insert(self.writer.block(self.offset).await?),
             };
             bytes = &bytes[block.fill(bytes)..];
             if block.len() == BLOCK {

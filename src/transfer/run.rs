@@ -536,14 +536,6 @@ impl There {
             Self::Failed(_) => false,
         }
     }
-
-    /// Why it could not be asked, which is final.
-    fn failure(self) -> Option<Result<bool>> {
-        match self {
-            Self::Unasked | Self::Has(_) => None,
-            Self::Failed(error) => Some(Err(error)),
-        }
-    }
 }
 
 impl From<Result<Option<Digest>>> for There {
@@ -554,9 +546,9 @@ impl From<Result<Option<Digest>>> for There {
 
 /// Whether each destination has this image.
 fn answers(there: Vec<There>, digest: &Digest) -> Vec<Result<bool>> {
-    let answer = |there: There| {
-        let needs = there.needs(digest);
-        there.failure().unwrap_or(Ok(!needs))
+    let answer = |there| match there {
+        There::Failed(error) => Err(error),
+        There::Unasked | There::Has(_) => Ok(!there.needs(digest)),
     };
     there.into_iter().map(answer).collect()
 }

@@ -15,7 +15,16 @@ const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 const WORTHWHILE_PERCENT: u64 = 115;
 
 /// Over a way this long a connection needs a second until it is fast: twice as many begin.
-const FAR: Duration = Duration::from_millis(100);
+pub const FAR: Duration = Duration::from_millis(100);
+
+/// Through a window of 3 MiB, which is what Linux offers by default, one connection fills 1 Gbit/s over a way as long as this.
+pub const NEAR: Duration = Duration::from_millis(20);
+
+/// What the connections there are must reach to be left alone, in bytes per second: about what a link of 1 Gbit/s carries.
+pub const ENOUGH: u64 = 100 * 1024 * 1024;
+
+/// Begin at a registry that is near: more take memory, half a megabyte each and more, and bring nothing.
+const FROM_NEAR: usize = 8;
 
 /// One connection more after each such time without a refusal (P13), or all that were taken away after a long one: a bad
 /// hour of a registry is not to slow down the next day.
@@ -30,6 +39,8 @@ pub(super) struct ConnectionLimit {
     phase: Phase,
     /// How long a request takes until its first byte comes, smoothed.
     round_trip: Duration,
+    /// Whether any request was answered from near: under load not all are.
+    is_near: bool,
     refused: Option<Refused>,
 }
 
@@ -83,6 +94,7 @@ impl ConnectionLimit {
                 window: None,
             },
             round_trip: Duration::ZERO,
+            is_near: false,
             refused: None,
         }
     }
@@ -90,6 +102,19 @@ impl ConnectionLimit {
     /// The limit as it is now.
     pub(super) const fn get(&self) -> usize {
         self.limit
+    }
+
+    /// Something was answered so soon, be it no blob.
+    pub(super) fn answered(&mut self, took: Duration) {
+        if self.is_near || took >= NEAR {
+            return;
+        }
+        self.is_near = true;
+        // What was learned since it began counts for more.
+        let is_new = matches!(self.phase, Phase::Doubling { before: None, .. });
+        if is_new && self.limit == self.first {
+            self.limit = self.limit.min(FROM_NEAR);
+        }
     }
 
     /// The first byte came of what was asked for at `asked`. What comes is counted from here on if that was since the last
@@ -120,6 +145,7 @@ impl ConnectionLimit {
     /// of no use.
     pub(super) fn moved(&mut self, bytes: usize, wanted: bool, now: Instant) {
         let round_trip = self.shortest_round_trip();
+        let is_near = self.is_near;
         match &mut self.phase {
             Phase::Doubling {
                 window: Some(window),
@@ -133,9 +159,11 @@ impl ConnectionLimit {
                 }
                 let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
                 let rate = window.bytes * 1000 / milliseconds.max(1);
+                let is_enough = is_near && rate >= ENOUGH;
                 // A connection gets faster with each of its first round trips: as long as more comes through the same ones,
                 // nobody knows what they bring.
-                if wanted && last.is_some_and(|last| !is_more(rate, last)) {
+                let is_steady = last.is_some_and(|last| !is_more(rate, last));
+                if wanted && is_steady && !is_enough {
                     self.judge(rate, now);
                 } else {
                     *last = Some(rate);
@@ -297,6 +325,43 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_that_is_near_gets_eight_and_more_only_while_they_are_slow() {
+        let now = Instant::now();
+        for (first, milliseconds, per_connection, expected) in [
+            (16, 10, 20, vec![8]),
+            (16, 10, 5, vec![8, 16, 32]),
+            (16, 20, 5, vec![16, 32]),
+            (4, 10, 30, vec![4]),
+        ] {
+            let mut limit = ConnectionLimit::new(first, now);
+            let round_trip = Duration::from_millis(milliseconds);
+            limit.answered(Duration::from_secs(1));
+            assert_eq!(limit.get(), first);
+            limit.answered(round_trip);
+            let link = Link {
+                round_trip,
+                per_connection: per_connection * 1_000_000,
+                most: 1_000_000_000,
+            };
+            let seen = link.run(&mut limit, 2, now);
+            assert_eq!(seen[..expected.len().min(seen.len())], expected);
+        }
+    }
+
+    #[test]
+    fn a_near_answer_changes_nothing_that_was_learned() {
+        let now = Instant::now();
+        let mut far = ConnectionLimit::new(16, now);
+        far.begun(now, now + FAR);
+        far.answered(Duration::ZERO);
+        assert_eq!(far.get(), 32);
+        let mut refused = ConnectionLimit::new(64, now);
+        refused.refused(now);
+        refused.answered(Duration::ZERO);
+        assert_eq!(refused.get(), 32);
+    }
+
+    #[test]
     fn what_comes_is_compared_once_the_connections_are_as_fast_as_they_get() {
         let now = Instant::now();
         let mut limit = ConnectionLimit::new(16, now);
@@ -377,6 +442,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Event {
+        Answered(u64),
         Begun(u64),
         Moved(usize, bool),
         Refused,
@@ -384,6 +450,7 @@ mod tests {
 
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
+            (0_u64..50).prop_map(Event::Answered),
             (0_u64..1000).prop_map(Event::Begun),
             (0_usize..1 << 22, any::<bool>())
                 .prop_map(|(bytes, wanted)| Event::Moved(bytes, wanted)),
@@ -393,7 +460,7 @@ mod tests {
 
     proptest! {
         /// Whatever happens: there is always one connection, never too many, never more than twice as many as before beyond what
-        /// it began with, and fewer only by half after a refusal or back to what was enough.
+        /// it began with, and fewer only by half after a refusal, from near, or back to what was enough.
         #[test]
         fn the_limit_stays_within_its_bounds(
             first in 1_usize..=MOST,
@@ -406,6 +473,10 @@ mod tests {
                 now += Duration::from_millis(milliseconds);
                 let before = limit.get();
                 match event {
+                    Event::Answered(took) => {
+                        limit.answered(Duration::from_millis(took));
+                        prop_assert!(limit.get() == before || limit.get() == FROM_NEAR);
+                    }
                     Event::Begun(earlier) => {
                         limit.begun(asked.checked_sub(Duration::from_millis(earlier)).unwrap(), now);
                         let doubled = earlier + milliseconds >= 100 && limit.get() == (before * 2).min(MOST);
@@ -422,7 +493,8 @@ mod tests {
                     }
                 }
                 prop_assert!((1..=MOST).contains(&limit.get()));
-                prop_assert!(limit.get() <= first.max(before * 2) && limit.get() >= before / 2);
+                prop_assert!(limit.get() <= first.max(before * 2));
+                prop_assert!(limit.get() >= before / 2 || limit.get() == FROM_NEAR);
             }
         }
     }

@@ -69,6 +69,11 @@ impl Limiter {
             .then(|| CROWD_PAUSE.mul_f64(1.0 + fastrand::f64()))
     }
 
+    /// The registry answered so soon; see [`ConnectionLimit::answered`].
+    pub(super) fn answered(&self, took: Duration) {
+        self.state().limit.answered(took);
+    }
+
     fn moved(&self, bytes: usize, begun: Option<Instant>) {
         let now = Instant::now();
         let has_room = {

@@ -66,6 +66,7 @@ pub use blob_source::{BlobContent, BlobSource};
 pub use blob_stream::BlobStream;
 pub use client::RegistryClient;
 pub use connect::ClientOptions;
+pub use connection_limit::{ENOUGH, FAR, NEAR};
 pub use credential::{Credential, CredentialSource, Login};
 pub use credential_helper::CredentialHelper;
 pub use docker_config::DockerConfig;

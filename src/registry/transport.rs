@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Request, Response};
+use tokio::time::Instant;
 use url::Url;
 
 use crate::error::handlers;
@@ -399,8 +400,10 @@ impl RegistryClient {
         url: Url,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response> {
+        let asked = Instant::now();
         let response = self.send_once(call, url, authorization).await?;
         if self.is_own_origin(response.url()) {
+            self.shared.host.downloads.answered(asked.elapsed());
             self.shared.account.note(response.headers());
             for text in self.shared.host.notices.news(response.headers()) {
                 self.output

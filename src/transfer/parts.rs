@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, ops::Range, time::Duration};
 
+use crate::registry::{ENOUGH, FAR, NEAR};
+
 const MIB: u64 = 1024 * 1024;
 
 /// A blob up to this size comes in one piece (registry rule D9): 64 MiB and a rest that is not worth a round trip.
@@ -24,18 +26,8 @@ const ROUND_TRIPS: f64 = 8.0;
 /// Near the end of a blob parts get smaller, down to this, so that all connections end together.
 const LAST: u64 = 2 * MIB;
 
-/// Through a window of 3 MiB, which is what Linux offers by default, one connection fills 1 Gbit/s over a way as long as this.
-const NEAR: Duration = Duration::from_millis(20);
-
-/// What the connections there are must reach to be left alone, in bytes per second: about what a link of 1 Gbit/s carries. More
-/// of them would gain little then, and their bytes would come out of turn.
-const ENOUGH: f64 = 100.0 * 1024.0 * 1024.0;
-
 /// So long a connection is watched before it is judged.
 const JUDGED_AFTER: Duration = Duration::from_millis(250);
-
-/// Over a way this long a connection needs a second until it is fast.
-const FAR: Duration = Duration::from_millis(100);
 
 /// Connections for one blob. How many a registry bears is its limiter's business; this bounds what we hold: a fast connection
 /// has buffers of about a megabyte.
@@ -131,8 +123,8 @@ impl Parts {
             return part.end;
         }
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let rate = bytes as f64 * connections as f64 / waited.as_secs_f64();
-        if rate >= ENOUGH {
+        let is_fast = bytes as f64 * connections as f64 >= ENOUGH as f64 * waited.as_secs_f64();
+        if is_fast {
             return part.end;
         }
         let end = part.start + bytes + SMALLEST;

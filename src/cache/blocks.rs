@@ -10,8 +10,8 @@ use bytes::Bytes;
 /// The size of a block: with a thousandth of a system call per kilobyte and hardly a round of any lock.
 pub(super) const BLOCK: usize = 128 * 1024;
 
-/// Blocks that stay for the next use: 4 MiB.
-const MOST: usize = 32;
+/// Blocks that stay for the next use: as many as the budget allows.
+const MOST: usize = 64;
 
 /// Where blocks come from and go back to. Clones share them.
 #[derive(Debug, Clone, Default)]

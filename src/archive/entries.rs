@@ -325,7 +325,7 @@ fn spooled(
     };
     let mut blob = spool.create(algorithm, size)?;
     write(walk, size, &mut blob, tick)?;
-    Ok(blob.finish()?)
+    Ok(blob.finish())
 }
 
 /// Writes the data of the current member to the end of a file.

@@ -6,9 +6,10 @@
 //! synced again, which would succeed without them being there.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -17,14 +18,15 @@ use super::{
     disk::{blocking, remove_leftover},
     error::{Error, Result},
     layout::Layout,
+    trust::note_covered,
 };
 use crate::image::Digest;
 
 #[derive(Debug, Default)]
 pub(super) struct Barrier {
     volume: OnceLock<Arc<File>>,
-    /// Blobs of this process that no barrier has covered.
-    unsynced: Arc<Mutex<Vec<Digest>>>,
+    /// Blobs that no barrier has covered, and that this process knows to be right.
+    uncovered: Arc<Mutex<BTreeSet<Digest>>>,
     requested: AtomicU64,
     passed: tokio::sync::Mutex<u64>,
 }
@@ -41,21 +43,19 @@ impl Barrier {
         Ok(())
     }
 
-    /// Notes a blob that got its name.
+    /// Notes a blob that has its name and is right, as long as the system stays up.
     pub(super) fn note(&self, digest: &Digest) {
-        self.unsynced
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(digest.clone());
+        lock(&self.uncovered).insert(digest.clone());
     }
 
-    /// Whether this process has written blobs that no barrier has covered.
+    /// Whether it was noted, and no barrier has covered it since.
+    pub(super) fn is_noted(&self, digest: &Digest) -> bool {
+        lock(&self.uncovered).contains(digest)
+    }
+
+    /// Whether there are blobs that no barrier has covered.
     pub(super) fn is_needed(&self) -> bool {
-        !self
-            .unsynced
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        !lock(&self.uncovered).is_empty()
     }
 
     /// Returns when everything written before the call is on the disk.
@@ -66,27 +66,33 @@ impl Barrier {
             return Ok(());
         }
         let covers = self.requested.load(Ordering::SeqCst);
-        let unsynced = Arc::clone(&self.unsynced);
+        let uncovered = Arc::clone(&self.uncovered);
         let layout = layout.clone();
         let volume = self.volume.get().map(Arc::clone);
         blocking(move || {
-            let covered =
-                std::mem::take(&mut *unsynced.lock().unwrap_or_else(PoisonError::into_inner));
+            // They stay noted until their files say it themselves.
+            let covered = lock(&uncovered).clone();
             let root = layout.root();
             let synced = match volume {
                 Some(volume) => rustix::fs::syncfs(&*volume).map_err(Into::into),
                 None => File::open(root)
                     .and_then(|volume| rustix::fs::syncfs(&volume).map_err(Into::into)),
             };
-            synced.map_err(|source| {
-                for digest in &covered {
-                    remove_leftover(&layout.blob(digest));
+            for digest in &covered {
+                match &synced {
+                    Ok(()) => note_covered(&layout.blob(digest)),
+                    Err(_) => remove_leftover(&layout.blob(digest)),
                 }
-                Error::writing("sync", root, 0, source)
-            })
+            }
+            lock(&uncovered).retain(|digest| !covered.contains(digest));
+            synced.map_err(|source| Error::writing("sync", root, 0, source))
         })
         .await?;
         *passed = covers;
         Ok(())
     }
+}
+
+fn lock(uncovered: &Mutex<BTreeSet<Digest>>) -> MutexGuard<'_, BTreeSet<Digest>> {
+    uncovered.lock().unwrap_or_else(PoisonError::into_inner)
 }

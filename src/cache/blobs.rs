@@ -1,18 +1,14 @@
 //! Blobs by their digest: are they here, and who fetches them.
 //!
 //! A blob that has its name was verified before it got it. What can happen to it later (cut, replaced by a symlink) is
-//! caught where it is cheap: only regular files of the right size count.
+//! caught where it is cheap: only regular files of the right size count, and [`trust`](super::trust) tells when to look twice.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, sync::Arc};
 
-use crate::{image::Descriptor, output::ByteSize};
+use crate::image::Descriptor;
 
 use super::{
-    Cache,
-    disk::{blocking, open_regular},
-    error::Result,
-    lock::LockName,
-    reader::BlobReader,
+    Cache, disk::blocking, error::Result, lock::LockName, reader::BlobReader, trust::Found,
     writer::BlobWriter,
 };
 
@@ -25,22 +21,23 @@ pub enum Claim {
     Fetch(BlobWriter),
 }
 
-/// Opens a blob; none if there is no regular file of this size.
-pub(super) fn open_complete(path: &Path, size: u64) -> Result<Option<File>> {
-    Ok(open_regular(path)?.and_then(|(file, metadata)| (metadata.len() == size).then_some(file)))
-}
-
 impl Cache {
     /// Whether the blob is in the cache.
     pub async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool> {
         Ok(self.open_blob(descriptor).await?.is_some())
     }
 
-    /// Opens a blob for reading. A file of another size, or one that is not regular, counts as absent.
+    /// Opens a blob for reading. A file of another size, one that a power loss damaged, or one that is not regular, counts
+    /// as absent.
     pub async fn open_blob(&self, descriptor: &Descriptor) -> Result<Option<File>> {
-        let path = self.shared.layout.blob(&descriptor.digest);
-        let size = descriptor.size;
-        blocking(move || open_complete(&path, size)).await
+        let (shared, descriptor) = (Arc::clone(&self.shared), descriptor.clone());
+        blocking(move || {
+            Ok(match shared.find_blob(&descriptor)? {
+                Found::Whole(file) => Some(file),
+                Found::Damaged(_) | Found::Absent => None,
+            })
+        })
+        .await
     }
 
     /// Opens a blob for reading at any offset; none if it is not in the cache.
@@ -63,17 +60,13 @@ impl Cache {
         let (shared, output) = (Arc::clone(&self.shared), self.output.clone());
         let (descriptor, memory) = (descriptor.clone(), self.memory.clone());
         blocking(move || {
-            let path = shared.layout.blob(&descriptor.digest);
-            if let Some((_, metadata)) = open_regular(&path)? {
-                if metadata.len() == descriptor.size {
-                    return Ok(Claim::Present);
-                }
-                output.warning(format!(
-                    "the cached blob {} has {} instead of {}: it is fetched again",
-                    descriptor.digest,
-                    ByteSize(metadata.len()),
-                    ByteSize(descriptor.size)
-                ));
+            match shared.find_blob(&descriptor)? {
+                Found::Whole(_) => return Ok(Claim::Present),
+                Found::Damaged(how) => output.warning(format!(
+                    "the cached blob {} {how}: it is fetched again",
+                    descriptor.digest
+                )),
+                Found::Absent => {}
             }
             shared.barrier.prepare(&shared.layout)?;
             BlobWriter::begin(descriptor, shared, memory, lock, store).map(Claim::Fetch)

@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use crate::image::{Descriptor, Digest, Manifest, RawManifest, Reference, Repository};
 
 use super::{
-    blobs::open_complete,
     error::{Error, Result},
     layout::{Layout, index_key, relative_blob, relative_manifest, relative_tag_aside},
+    trust::open_sized,
 };
 
 /// An image in the index. Paths are relative to the cache folder.
@@ -163,7 +163,7 @@ impl CachedBlob {
     /// Describes a blob; none if it is not in the cache, as layers that may not be distributed.
     fn describe(layout: &Layout, descriptor: &Descriptor, is_config: bool) -> Result<Option<Self>> {
         let path = layout.blob(&descriptor.digest);
-        let Some(mut file) = open_complete(&path, descriptor.size)? else {
+        let Some(mut file) = open_sized(&path, descriptor.size)? else {
             return Ok(None);
         };
         Ok(Some(Self {

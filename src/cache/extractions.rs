@@ -17,11 +17,11 @@ use crate::{
 
 use super::{
     Cache,
-    blobs::open_complete,
     disk::{blocking, make_folder, read_small, replace},
     error::Result,
     layout::Layout,
     manifests::{Stored, find_manifest},
+    trust::open_sized,
 };
 
 /// A larger file is not one of ours: a note has some hundred bytes per image.
@@ -190,7 +190,7 @@ fn whole_image(layout: &Layout, name: &ImageName, digest: &Digest) -> Result<Opt
                     .blobs()
                     .filter(|blob| !blob.stays_with_its_publisher())
                 {
-                    if open_complete(&layout.blob(&blob.digest), blob.size)?.is_none() {
+                    if open_sized(&layout.blob(&blob.digest), blob.size)?.is_none() {
                         return Ok(None);
                     }
                 }

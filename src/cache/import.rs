@@ -6,9 +6,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{File, Permissions},
+    fs::File,
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -20,7 +20,6 @@ use crate::image::{Algorithm, Digest, Hasher};
 
 use super::{
     Cache, Shared,
-    blobs::open_complete,
     disk::{
         Temporary, blocking, files_in, make_folder, open_lock, open_regular, remove_leftover,
         require_space,
@@ -148,7 +147,8 @@ impl Import {
         blocking(move || {
             let _lock = lock;
             let target = shared.layout.blob(&blob.digest);
-            if open_complete(&target, blob.size)?.is_some() {
+            // One that would have to be read first is replaced: ours is known to be right.
+            if shared.trusts(&blob.digest, blob.size)? {
                 return Ok(false);
             }
             make_folder(&shared.layout.blobs(blob.digest.algorithm()))?;
@@ -192,10 +192,9 @@ impl Spool {
         })
     }
 
-    /// Whether the cache has this blob.
+    /// Whether the cache has this blob, and it need not be read to know that it is right.
     pub fn has(&self, digest: &Digest, size: u64) -> Result<bool> {
-        let path = self.run.shared.layout.blob(digest);
-        Ok(open_complete(&path, size)?.is_some())
+        self.run.shared.trusts(digest, size)
     }
 
     /// Fails when nobody waits for the import any more.
@@ -283,17 +282,14 @@ impl UnnamedBlob {
             .map_err(|source| Error::reading("open again", self.temporary.path(), source))
     }
 
-    /// Ends the writing: from now on the digest is known and the bytes are read-only.
-    pub fn finish(self) -> Result<HashedBlob> {
-        self.file
-            .set_permissions(Permissions::from_mode(0o444))
-            .map_err(|source| Error::writing("protect", self.temporary.path(), 0, source))?;
-        Ok(HashedBlob {
+    /// Ends the writing: from now on the digest is known.
+    pub fn finish(self) -> HashedBlob {
+        HashedBlob {
             temporary: self.temporary,
             digest: self.hasher.finish(),
             size: self.written,
             _run: self.run,
-        })
+        }
     }
 }
 
@@ -381,7 +377,7 @@ mod tests {
             .create(Algorithm::Sha256, content.len() as u64)
             .unwrap();
         blob.write(content).unwrap();
-        blob.finish().unwrap()
+        blob.finish()
     }
 
     #[tokio::test]
@@ -394,9 +390,6 @@ mod tests {
         assert!(import.keep(Arc::new(blob)).await.unwrap());
         drop(import);
         assert!(fixture.cache.has_blob(&layer(b"bytes")).await.unwrap());
-        let path = fixture.cache.shared.layout.blob(&Digest::of(b"bytes"));
-        let mode = path.metadata().unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o444);
         assert!(fixture.cache.shared.barrier.is_needed());
         assert_eq!(fixture.files().len(), 1, "{:?}", fixture.files());
     }
@@ -449,7 +442,7 @@ mod tests {
                 });
             }
             assert_eq!(blob.copy(&source, 13 + done, 9).unwrap().unwrap_or(0), 0);
-            let blob = blob.finish().unwrap();
+            let blob = blob.finish();
             let expected = Digest::with_algorithm(Algorithm::Sha512, &content);
             assert_eq!((blob.digest(), blob.size()), (&expected, 700_001));
         }

@@ -8,12 +8,12 @@ use crate::image::{Digest, ImageName, Manifest, MediaType, Platform, RawManifest
 
 use super::{
     Cache,
-    blobs::open_complete,
     disk::{blocking, read_small},
     error::Result,
     index::Entries,
     layout::{Layout, index_key},
     manifests::{Stored, StoredReference, read_manifest, scan},
+    trust::open_sized,
 };
 
 /// A configuration is small; a larger one says nothing worth the memory.
@@ -155,7 +155,7 @@ fn add(
                 if contents.blobs.contains_key(&blob.digest) {
                     continue;
                 }
-                let present = open_complete(&layout.blob(&blob.digest), blob.size)?.is_some();
+                let present = open_sized(&layout.blob(&blob.digest), blob.size)?.is_some();
                 contents.blobs.insert(blob.digest.clone(), present);
                 if present {
                     contents.size += blob.size;

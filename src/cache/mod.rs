@@ -36,6 +36,7 @@ mod resumption;
 mod store;
 #[cfg(test)]
 mod testing;
+mod trust;
 mod uploads;
 mod work;
 mod writer;
@@ -44,6 +45,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     image::{Digest, ImageName, RawManifest, Reference, Repository},
@@ -89,6 +92,8 @@ struct Shared {
     layout: Layout,
     locks: Locks,
     barrier: Barrier,
+    /// Held by whoever reads a blob to see whether it is right.
+    reading: Mutex<()>,
 }
 
 impl Cache {
@@ -106,6 +111,7 @@ impl Cache {
             locks: Locks::new(layout.clone()),
             layout,
             barrier: Barrier::default(),
+            reading: Mutex::default(),
         };
         Ok(Self {
             cache_dir: root,

@@ -2,9 +2,9 @@
 //! come in any order.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, File, OpenOptions},
     io::{self, IoSlice},
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -129,9 +129,7 @@ impl Partial {
 
     /// Gives the file its name; from now on nobody writes to it.
     pub(super) fn rename(&self, target: &Path) -> Result<()> {
-        self.file
-            .set_permissions(Permissions::from_mode(0o444))
-            .and_then(|()| fs::rename(&self.path, target))
+        fs::rename(&self.path, target)
             .map_err(|source| Error::writing("rename a finished download to", target, 0, source))
     }
 

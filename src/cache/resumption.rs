@@ -360,7 +360,7 @@ async fn what_an_archive_brings_makes_the_interrupted_download_needless() {
     let import = fixture.cache.import().await.unwrap();
     let mut blob = import.spool().create(Algorithm::Sha256, 0).unwrap();
     blob.write(&content).unwrap();
-    let blob = blob.finish().unwrap();
+    let blob = blob.finish();
     assert!(import.keep(std::sync::Arc::new(blob)).await.unwrap());
     drop(import);
     assert_stored(&fixture, &descriptor, &content).await;

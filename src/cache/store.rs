@@ -10,7 +10,6 @@ use crate::{
 
 use super::{
     Cache,
-    blobs::open_complete,
     disk::{blocking, sync_folder},
     entry::CacheEntry,
     error::{Error, Result},
@@ -18,6 +17,7 @@ use super::{
     layout::{Layout, relative_manifest},
     lock::LockName,
     manifests::{Stored, find_manifest, make_repository, move_aside, write_by_digest, write_tag},
+    trust::open_sized,
 };
 
 /// How the origin of an image begins that came from an archive: the rest is the archive's name. Registries have addresses
@@ -263,7 +263,7 @@ fn require_blobs(layout: &Layout, image: &StoredImage, manifest: &RawManifest) -
     };
     for blob in parsed.blobs() {
         let may_be_absent = blob.stays_with_its_publisher();
-        if !may_be_absent && open_complete(&layout.blob(&blob.digest), blob.size)?.is_none() {
+        if !may_be_absent && open_sized(&layout.blob(&blob.digest), blob.size)?.is_none() {
             return Err(Error::CachedBlobMissing {
                 image: image.name().to_string(),
                 digest: blob.digest.clone(),

@@ -2,7 +2,7 @@
 # else, so what passes here passes there.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint deny bench controlplane cluster cluster-down crds image clean
+.PHONY: help demo test lint deny bench soak controlplane cluster cluster-down crds image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ deny: ## what we depend on: banned and doubled crates, licences, sources
 
 bench: ## compare the engine with skopeo, crane and regctl, and print the table; ROWS=loop8,wan40 RUNS=5 TOOLS=ours,crane
 	hack/bench.sh
+
+soak: ## a thousand kills at any moment; KILLS=5000 SEED=1
+	KILLS=$(or $(KILLS),1000) cargo test --locked --test cli kills -- --nocapture
 
 controlplane: ## build the Kubernetes programs that tests and demo run, and print where they are
 	@hack/controlplane.sh

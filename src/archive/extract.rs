@@ -28,6 +28,8 @@ pub async fn extract<E>(
 where
     E: From<Error>,
 {
+    // What is here already must stay until the images are stored.
+    let _in_use = cache.use_shared().await.map_err(Error::from)?;
     let known = match archive.identity() {
         Some(identity) => cache.extraction(identity).await.map_err(Error::from)?,
         None => None,

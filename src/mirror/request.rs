@@ -100,6 +100,11 @@ impl MirrorRequest {
                 destinations,
             } => {
                 let timeout = self.timeout;
+                // What is extracted must stay until it is pushed.
+                let _in_use = cache
+                    .use_shared()
+                    .await
+                    .map_err(|error| Error::Archive(Arc::new(error.into())))?;
                 let folder = self.given.archives.as_ref();
                 let extracted = archive.extract(folder, cache, &self.output);
                 let extracted = timeout_at(deadline, extracted)

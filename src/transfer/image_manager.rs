@@ -2,7 +2,7 @@
 
 use crate::{
     archive::{Choice, StoredArchiveImage},
-    cache::Cache,
+    cache::{Cache, StoreGuard},
     image::{Digest, ImageName, Reference, Repository, RepositoryPath},
     output::OutputManager,
     registry::RegistryClient,
@@ -92,6 +92,8 @@ impl ImageManager {
         client: Option<&RegistryClient>,
         auth_token: Option<&str>,
     ) -> Result<()> {
+        // What is extracted must stay until it is pushed.
+        let mut _in_use = None;
         let job = match mode {
             OperationMode::ExtractAndCache { tar, images } => {
                 return self.extract(tar, images).await;
@@ -102,6 +104,7 @@ impl ImageManager {
                 repository,
                 reference,
             } => {
+                _in_use = Some(self.use_cache(repository, reference).await?);
                 let (cached, digest) = self
                     .extract_one(tar, image.as_ref(), repository, reference)
                     .await?;
@@ -125,6 +128,21 @@ impl ImageManager {
         })?;
         let client = auth_token.map_or_else(|| client.clone(), |token| client.with_token(token));
         self.copy(job, client).await
+    }
+
+    async fn use_cache(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<StoreGuard> {
+        let in_use = self.cache.use_shared().await;
+        in_use.map_err(|source| Error::Cache {
+            image: ImageName {
+                repository: repository.clone(),
+                reference: reference.clone(),
+            },
+            source,
+        })
     }
 
     async fn extract(&mut self, tar: &Tar, images: &TarImages) -> Result<()> {

@@ -1,7 +1,13 @@
 //! `list` and `clean` on a cache that `pull` has filled.
 
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
 use crate::commands::{pull, push};
-use crate::support::{Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
+use crate::support::{Context, Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
 
 /// A sandbox whose cache holds `team/app:1` and `team/app:2`, which share a layer.
 fn with_two_images() -> Result<(Sandbox, Registry)> {
@@ -113,6 +119,42 @@ fn an_index_that_was_lost_or_torn_is_built_again() -> Result<()> {
         }
         let listed = sandbox.run(&["list"])?.expect_code(0)?;
         assert_eq!(listed.stdout.lines().count(), before, "{}", listed.stdout);
+    }
+    Ok(())
+}
+
+#[test]
+fn what_an_archive_brought_before_is_looked_for_when_nobody_cleans() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let archive = sandbox.path().join("app.tar");
+    let image = Image::builder().layers(2, 100_000).build()?;
+    image.save_docker_archive(&archive, "team/app:1")?;
+    let extract = ["extract", "-f", archive.to_str().unwrap()];
+    sandbox.run(&extract)?.expect_code(0)?;
+
+    // As a `clean` of another process does.
+    let cache = sandbox.path().join(".cache");
+    let mut clean = Command::new("flock")
+        .arg(cache.join(".locks/store"))
+        .args(["sh", "-c", "echo locked; read end"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("could not start flock")?;
+    let mut line = String::new();
+    BufReader::new(clean.stdout.take().unwrap())
+        .read_line(&mut line)
+        .context("flock said nothing")?;
+    let waiting = sandbox.start(&extract)?;
+    std::thread::sleep(Duration::from_millis(500));
+    std::fs::remove_dir_all(cache.join("blobs")).context("could not clean")?;
+    drop(clean.stdin.take());
+    clean.wait().context("flock does not end")?;
+
+    waiting.wait()?.expect_code(0)?;
+    for layer in &image.manifests[0].layers {
+        let hex = layer.diff_id.replace("sha256:", "blobs/sha256/");
+        assert!(cache.join(&hex).exists(), "{hex} is not there");
     }
     Ok(())
 }

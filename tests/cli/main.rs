@@ -21,6 +21,7 @@ mod certificates;
 mod commands;
 mod helpers;
 mod interrupt;
+mod kills;
 mod memory;
 mod options;
 mod output;

@@ -74,3 +74,26 @@ fn a_layer_comes_through_connections_that_all_die_early() -> Result<()> {
     assert!(bytes <= whole + whole / 20, "{bytes} bytes for {whole}");
     Ok(())
 }
+
+#[test]
+fn what_two_processes_pull_at_once_is_fetched_once() -> Result<()> {
+    let registry = Registry::open()?;
+    let image = Image::builder()
+        .layer_sizes(&[30 * MIB, 20 * MIB, MIB])
+        .gzip_level(0)
+        .build()?;
+    image.push(registry.access(), "big/app:1")?;
+    // Slow enough that both are at it at once.
+    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(20_000_000));
+    let gateway = Gateway::before(&registry).rule(slow).start()?;
+    let address = gateway.address();
+    let sandbox = Sandbox::new()?;
+    let command = pull("big/app", "1", &address);
+    let both = [sandbox.start(&command)?, sandbox.start(&command)?];
+    for pulled in both {
+        pulled.wait()?.expect_code(0)?;
+    }
+    let fetched = gateway.answer_bytes(|exchange| exchange.path.contains("/blobs/"));
+    assert_eq!(fetched, image.size());
+    Ok(())
+}

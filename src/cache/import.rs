@@ -34,7 +34,7 @@ const RUN_DIGITS: usize = 16;
 /// Free space is asked for again each time this much was announced: a system call per small entry would be waste.
 const SPACE_IS_ASKED_ABOVE: u64 = 1024 * 1024;
 
-/// Bytes copied between two looks at whether anybody still waits for them.
+/// Bytes copied between two looks at whether anybody still waits for them, and sent on to the disk together.
 const COPY_STEP: u64 = 4 * 1024 * 1024;
 
 /// The right to bring unnamed bytes into the cache. Dropped, it removes whatever did not get a name.
@@ -91,6 +91,8 @@ pub struct UnnamedBlob {
     temporary: Temporary,
     hasher: Hasher,
     written: u64,
+    /// So much of it was sent on to the disk.
+    sent: u64,
     expected: u64,
     /// The system copies from file to file by itself until it says that it cannot.
     can_copy: bool,
@@ -187,6 +189,7 @@ impl Spool {
             temporary,
             hasher: Hasher::new(algorithm),
             written: 0,
+            sent: 0,
             expected,
             can_copy: true,
         })
@@ -213,6 +216,7 @@ impl UnnamedBlob {
             .write_all(bytes)
             .map_err(|source| Error::writing("write", self.temporary.path(), missing, source))?;
         self.written += bytes.len() as u64;
+        self.send_to_disk();
         Ok(())
     }
 
@@ -231,6 +235,7 @@ impl UnnamedBlob {
         match copied {
             Ok(copied) => {
                 self.hash_copy(copied as u64)?;
+                self.send_to_disk();
                 Ok(Some(copied as u64))
             }
             // Other file systems, pipes, old kernels: the caller reads and writes instead.
@@ -273,6 +278,19 @@ impl UnnamedBlob {
             self.written += wanted as u64;
         }
         Ok(())
+    }
+
+    /// Lets the system begin to write what is in its memory, so that the barrier at the end need not wait for all of it. The
+    /// advice says that nobody will read it; what is on its way to the disk stays in memory all the same.
+    fn send_to_disk(&mut self) {
+        let length = self.written - self.sent;
+        if length >= COPY_STEP {
+            let advice = rustix::fs::Advice::DontNeed;
+            let length = std::num::NonZeroU64::new(length);
+            // It is a hint only: where it does nothing, the barrier does it all.
+            rustix::fs::fadvise(&self.file, self.sent, length, advice).ok();
+            self.sent = self.written;
+        }
     }
 
     /// The file, to read what was written so far. It can be read as long as somebody has it open, also without its name.

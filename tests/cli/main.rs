@@ -27,4 +27,5 @@ mod output;
 mod proxies;
 mod resume;
 mod round_trip;
+mod save;
 mod sync;

@@ -322,9 +322,9 @@ fn a_blob_with_a_flipped_bit_leaves_no_archive() -> Result<()> {
 fn an_unknown_name_is_told_with_names_like_it() -> Result<()> {
     let world = World::new()?;
     for (name, near) in [
-        ("team/tol:1", "but team/tool:1 is"),
-        ("docker.io/team/tool:1", "but team/tool:1 is"),
-        ("team/app", "but team/app:1 is"),
+        ("team/tol:1", "names like it are team/tool:1;"),
+        ("docker.io/team/tool:1", "names like it are team/tool:1;"),
+        ("team/app", "names like it are team/app:1;"),
     ] {
         let unknown = world
             .sandbox
@@ -398,5 +398,79 @@ fn a_full_disk_is_named() -> Result<()> {
     assert_eq!(failed.status.code(), Some(1));
     let told = String::from_utf8_lossy(&failed.stderr);
     assert!(told.contains("no room for the archive"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn of_a_sparse_index_what_is_there_is_saved_and_the_rest_is_told() -> Result<()> {
+    let world = World::new()?;
+    let [amd, arm] = &world.app.manifests[..] else {
+        panic!("two platforms were made")
+    };
+    let child = world.path(".cache/manifests/team/app").join(&arm.digest);
+    fs::remove_file(child).unwrap();
+    let saved = world
+        .sandbox
+        .run(&["save", "-s", "team/app:1", "-f", "sparse.tar"])?
+        .expect_code(0)?;
+    let told = "saved with 1 of the 2 manifests of its index";
+    assert!(saved.stderr.contains(told), "{}", saved.stderr);
+    let file = world.path("sparse.tar");
+    let copy = world.path("copy");
+    skopeo::copy_with(
+        End::Local(&format!("oci-archive:{}", file.display())),
+        End::Local(&format!("oci:{}:copy", copy.display())),
+        &["--preserve-digests"],
+    )?;
+    assert_eq!(layout_digest(&copy)?, amd.digest);
+    Ok(())
+}
+
+#[test]
+fn an_image_saved_by_its_digest_is_extracted_by_it() -> Result<()> {
+    let world = World::new()?;
+    let digest = &world.app.manifests[0].digest;
+    let report = world.save(&[&format!("team/app@{digest}")], "child.tar", &[])?;
+    let name = format!("docker.io/team/app@{digest}");
+    assert_eq!(report["images"][0]["name"], name);
+    let other = Sandbox::new()?;
+    let file = world.path("child.tar");
+    let extracted = other
+        .run(&["extract", "-f", file.to_str().unwrap()])?
+        .expect_code(0)?;
+    let told = format!("extracted {name} {digest}");
+    assert!(extracted.stdout.contains(&told), "{}", extracted.stdout);
+    Ok(())
+}
+
+#[test]
+fn two_images_of_one_whole_name_are_refused() -> Result<()> {
+    let world = World::new()?;
+    world.save(&["team/tool:1"], "tool.tar", &[])?;
+    world
+        .sandbox
+        .run(&[
+            "extract",
+            "-f",
+            "tool.tar",
+            "-r",
+            "docker.io/team/app",
+            "-t",
+            "1",
+        ])?
+        .expect_code(0)?;
+    let both = [
+        "save",
+        "-f",
+        "x.tar",
+        "-s",
+        "team/app:1",
+        "-s",
+        "docker.io/team/app:1",
+    ];
+    let refused = world.sandbox.run(&both)?.expect_code(2)?;
+    let told = "would go by the name docker.io/team/app:1";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    world.assert_no_file("x.tar");
     Ok(())
 }

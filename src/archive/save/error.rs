@@ -14,7 +14,7 @@ use crate::{
 pub enum SaveError {
     /// The cache does not know the image.
     #[error(
-        "{image} is not in the cache{}: pull it first, or see what is there with `docker-image-pusher list`",
+        "{image} is not in the cache{}; pull it first, or see what is there with `docker-image-pusher list`",
         near_names(.near)
     )]
     CachedImageUnknown {
@@ -137,7 +137,7 @@ fn near_names(near: &[ImageName]) -> String {
     if near.is_empty() {
         return String::new();
     }
-    format!(", but {} is", listed(near))
+    format!("; names like it are {}", listed(near))
 }
 
 fn listed(items: &[impl ToString]) -> String {

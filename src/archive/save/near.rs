@@ -7,6 +7,9 @@ use super::super::choose::in_full;
 /// More would hide the right one.
 const SHOWN: usize = 3;
 
+/// So many letters are mistyped at most.
+const MISTYPED: usize = 2;
+
 /// Names that the user may have meant, the likeliest first.
 pub(super) fn near(wanted: &ImageName, names: Vec<ImageName>) -> Vec<ImageName> {
     let mut near: Vec<(usize, ImageName)> = names
@@ -26,7 +29,7 @@ fn distance(wanted: &ImageName, name: &ImageName) -> Option<usize> {
     };
     let typing = strsim::damerau_levenshtein(&text(wanted), &text(name));
     let last = |name: &ImageName| name.repository.path().last_component().to_owned();
-    (typing <= 3 || last(wanted) == last(name)).then_some(typing)
+    (typing <= MISTYPED || last(wanted) == last(name)).then_some(typing)
 }
 
 #[cfg(test)]

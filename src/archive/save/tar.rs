@@ -180,8 +180,14 @@ fn record(key: &str, value: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::archive::Place;
+    use crate::{
+        archive::{Place, SaveTarget},
+        image::Digest,
+        output::OutputManager,
+    };
 
     fn sizes(blocks: &[u8]) -> Vec<u64> {
         blocks
@@ -227,5 +233,31 @@ mod tests {
             let (number, _) = text.split_once(' ').unwrap();
             assert_eq!(number.parse(), Ok(text.len()));
         }
+    }
+
+    #[test]
+    fn a_copy_that_nobody_waits_for_any_more_ends_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blob");
+        std::io::Write::write_all(&mut File::create(&path).unwrap(), b"content").unwrap();
+        let blob = SavedBlob {
+            digest: Digest::of(b"content"),
+            size: 7,
+        };
+        let target = SaveTarget::File {
+            path: folder.path().join("a.tar"),
+            replace: false,
+        };
+        let waiting = Arc::new(());
+        let progress = OutputManager::silent().reading("a.tar", None);
+        let watch = Arc::downgrade(&waiting);
+        let mut archive = TarWriter::new(target.open(7).unwrap(), progress, watch);
+        let mut copy = || archive.blob("blob", &blob, File::open(&path).unwrap());
+        copy().unwrap();
+        drop(waiting);
+        let error = copy().unwrap_err();
+        assert!(matches!(error, SaveError::SaveInterrupted), "{error}");
+        drop(archive);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

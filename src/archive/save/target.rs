@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::fstatvfs;
 
 use super::{Result, SaveError};
 
@@ -48,14 +48,13 @@ impl SaveTarget {
                 let target = place_of(&path, replace)?;
                 let failed = |source| failure(&name, expected, source);
                 let (file, temporary) = new_file_beside(&target).map_err(failed)?;
-                let place = Place::File {
+                require_space(&file, expected).map_err(failed)?;
+                Place::File {
                     file,
                     temporary,
                     target,
                     replace,
-                };
-                place.reserve(expected).map_err(failed)?;
-                place
+                }
             }
         };
         Ok(Sink {
@@ -126,27 +125,16 @@ enum Place {
     Stream(Box<dyn Write + Send>),
 }
 
-impl Place {
-    /// Takes the room at once: a full disk shows before the first byte. Not every file system can.
-    fn reserve(&self, bytes: u64) -> io::Result<()> {
-        match self {
-            Self::File { file, .. } if bytes > 0 => {
-                match fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes).map_err(io::Error::from)
-                {
-                    Err(error) if is_full(&error) => Err(error),
-                    _ => Ok(()),
-                }
-            }
-            Self::File { .. } | Self::Stream(_) => Ok(()),
-        }
+/// A full disk shows before the first byte, not after half of them. A volume that tells no size has its own limits.
+fn require_space(file: &File, needed: u64) -> io::Result<()> {
+    let free = fstatvfs(file)
+        .ok()
+        .filter(|volume| volume.f_blocks > 0)
+        .map(|volume| volume.f_bavail.saturating_mul(volume.f_frsize));
+    match free {
+        Some(free) if free < needed => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }
 
 /// An open target. Dropped before [`Sink::finish`], it leaves no file.
@@ -201,4 +189,80 @@ fn sync_folder_of(file: &Path) -> io::Result<()> {
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or_else(|| Path::new("."));
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(path: &Path, replace: bool) -> SaveTarget {
+        SaveTarget::File {
+            path: path.to_owned(),
+            replace,
+        }
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_has_its_name_once_it_is_whole_and_is_gone_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar");
+        let mut sink = target(&path, false).open(10).unwrap();
+        sink.write(b"0123").unwrap();
+        assert!(!path.exists());
+        drop(sink);
+        assert_eq!(files(folder.path()), Vec::<String>::new());
+        let mut sink = target(&path, false).open(10).unwrap();
+        sink.write(b"0123").unwrap();
+        sink.finish().unwrap();
+        assert_eq!(files(folder.path()), ["a.tar"]);
+        assert_eq!(fs::read(&path).unwrap(), b"0123");
+    }
+
+    #[test]
+    fn a_file_that_somebody_made_meanwhile_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar");
+        let sink = target(&path, false).open(0).unwrap();
+        File::create(&path).unwrap().write_all(b"theirs").unwrap();
+        let error = sink.finish().unwrap_err();
+        assert!(matches!(error, SaveError::ArchiveExists { .. }), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"theirs");
+        assert_eq!(files(folder.path()), ["a.tar"]);
+    }
+
+    #[test]
+    fn a_link_stays_and_the_file_behind_it_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a.tar"), folder.path().join("link"));
+        File::create(&file).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let refused = target(&link, false).open(0).map(drop).unwrap_err();
+        assert!(matches!(refused, SaveError::ArchiveExists { .. }));
+        let mut sink = target(&link, true).open(1).unwrap();
+        sink.write(b"new").unwrap();
+        sink.finish().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+    }
+
+    #[test]
+    fn more_than_any_disk_has_is_refused_before_the_first_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tar");
+        let error = target(&path, false).open(1 << 60).map(drop).unwrap_err();
+        assert!(
+            matches!(error, SaveError::ArchiveVolumeFull { .. }),
+            "{error}"
+        );
+        assert_eq!(files(folder.path()), Vec::<String>::new());
+    }
 }

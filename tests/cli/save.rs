@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -14,7 +15,7 @@ use crate::support::{
     binary::{Sandbox, program},
     images::Image,
     podman::Podman,
-    process::run,
+    process::{poll, run},
     registry::Registry,
     skopeo::{self, End},
 };
@@ -472,5 +473,48 @@ fn two_images_of_one_whole_name_are_refused() -> Result<()> {
     let told = "would go by the name docker.io/team/app:1";
     assert!(refused.stderr.contains(told), "{}", refused.stderr);
     world.assert_no_file("x.tar");
+    Ok(())
+}
+
+#[test]
+fn a_large_layer_is_saved_in_64_mb_and_an_interrupted_archive_leaves_nothing() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    let image = Image::builder()
+        .layers(1, 512 * 1024 * 1024)
+        .gzip_level(0)
+        .build()?;
+    let source = sandbox.path().join("source.tar");
+    image.save_oci_archive(&source, "1")?;
+    sandbox
+        .run(&["extract", "-f", "source.tar", "-r", "big/app", "-t", "1"])?
+        .expect_code(0)?;
+    fs::remove_file(source).unwrap();
+    let left = || -> Vec<(String, u64)> {
+        let entries = fs::read_dir(sandbox.path()).unwrap().flatten();
+        entries
+            .map(|entry| {
+                let name = entry.file_name().into_string().unwrap();
+                (name, entry.metadata().map_or(0, |metadata| metadata.len()))
+            })
+            .filter(|(name, _)| name.contains("saved.tar"))
+            .collect()
+    };
+    let save = ["save", "-s", "big/app:1", "-f", "saved.tar"];
+    let running = sandbox.start(&save)?;
+    poll(Duration::from_secs(20), || {
+        left()
+            .iter()
+            .any(|(_, size)| *size > 1_000_000)
+            .then_some(())
+    })
+    .context("no archive is begun")?;
+    running.signal("INT")?;
+    running.wait()?.expect_code(130)?;
+    assert_eq!(left(), []);
+    let saved = sandbox.run(&save)?.expect_code(0)?;
+    assert_eq!(left().len(), 1);
+    let megabytes = saved.peak_rss_bytes / 1_000_000;
+    println!("{megabytes} MB, {:.2} s", saved.duration.as_secs_f64());
+    assert!(megabytes <= 64, "{megabytes} MB");
     Ok(())
 }

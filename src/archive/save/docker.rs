@@ -38,7 +38,7 @@ pub(super) fn entries(images: &[Picked]) -> Result<Vec<Entry>> {
     }
     let mut entries = vec![Entry {
         path: "manifest.json".to_owned(),
-        content: super::document(&elements)?,
+        content: super::document("manifest.json", &elements)?,
     }];
     entries.extend(
         files

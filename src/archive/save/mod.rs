@@ -186,7 +186,7 @@ async fn write(
     output: &OutputManager,
 ) -> Result<u64> {
     let expected = entries.iter().map(|entry| entry.content.size()).sum();
-    let progress = output.reading(&target.name(), Some(expected));
+    let progress = output.writing(&target.name(), expected);
     // A thread in the middle of a large blob sees by this that nobody waits for the archive any more.
     let waiting = Arc::new(());
     let watch = Arc::downgrade(&waiting);
@@ -216,9 +216,9 @@ async fn write(
 }
 
 /// A document as compact JSON.
-fn document(value: &impl Serialize) -> Result<Content> {
+fn document(name: &str, value: &impl Serialize) -> Result<Content> {
     let bytes = serde_json::to_vec(value).map_err(|error| SaveError::ArchiveUnwritable {
-        target: "index".to_owned(),
+        target: name.to_owned(),
         source: error.into(),
     })?;
     Ok(Content::Document(bytes.into()))

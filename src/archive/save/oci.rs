@@ -69,7 +69,7 @@ pub(super) fn entries(images: &[Picked]) -> Result<Vec<Entry>> {
         },
         Entry {
             path: "index.json".to_owned(),
-            content: super::document(&index)?,
+            content: super::document("index.json", &index)?,
         },
         folder("blobs/".to_owned()),
     ];

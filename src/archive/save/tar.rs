@@ -57,7 +57,7 @@ impl TarWriter {
         let size = bytes.len() as u64;
         self.put(&headers(path, EntryType::Regular, size))?;
         self.put(bytes)?;
-        self.progress.advance(size);
+        self.progress.kept(size);
         self.pad(size)
     }
 
@@ -87,7 +87,7 @@ impl TarWriter {
             }
             hasher.update(&buffer[..read]);
             self.put(&buffer[..read])?;
-            self.progress.advance(read as u64);
+            self.progress.kept(read as u64);
             copied += read as u64;
         }
         self.buffer = buffer;
@@ -249,7 +249,7 @@ mod tests {
             replace: false,
         };
         let waiting = Arc::new(());
-        let progress = OutputManager::silent().reading("a.tar", None);
+        let progress = OutputManager::silent().writing("a.tar", 7);
         let watch = Arc::downgrade(&waiting);
         let mut archive = TarWriter::new(target.open(7).unwrap(), progress, watch);
         let mut copy = || archive.blob("blob", &blob, File::open(&path).unwrap());

@@ -17,7 +17,7 @@ const OF_A_COURSE: [&str; 6] = [
 /// Troubles of a mirror that only the operator has.
 const OF_THE_OPERATOR: [&str; 1] = ["ApiServerUnavailable"];
 /// Variants that only say where an error of another room happened, and show its reason.
-const WRAPPERS: [&str; 16] = [
+const WRAPPERS: [&str; 17] = [
     "Access",
     "AccessInvalid",
     "Archive",
@@ -31,6 +31,7 @@ const WRAPPERS: [&str; 16] = [
     "OfArchive",
     "Pull",
     "Push",
+    "Save",
     "SecretUnreadable",
     "Transfer",
     "Usage",
@@ -42,6 +43,7 @@ fn reasons_of_the_program() -> BTreeSet<&'static str> {
         registry::Error::VARIANTS,
         cache::Error::VARIANTS,
         archive::Error::VARIANTS,
+        archive::SaveError::VARIANTS,
         transfer::Error::VARIANTS,
         mirror::Error::VARIANTS,
         controller::Error::VARIANTS,

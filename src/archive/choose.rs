@@ -145,7 +145,7 @@ fn has_name(image: &ArchiveImage, wanted: &ImageName) -> bool {
 }
 
 /// A name as Docker reads it: without host it is one of Docker Hub, without folder one of its library.
-fn in_full(name: &ImageName) -> (String, &Reference) {
+pub(super) fn in_full(name: &ImageName) -> (String, &Reference) {
     let ImageName {
         repository,
         reference,

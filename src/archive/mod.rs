@@ -6,7 +6,7 @@
 //!
 //! Start with [`TarUtils::parse_image_info`], through which every archive goes. Below it `walk` reads the headers, `entries`
 //! makes a map of them, `plan` finds the images; `contents` copies, checks and stores them. [`extract`] does all of that, and
-//! nothing at all for an archive that did not change.
+//! nothing at all for an archive that did not change. [`save`] is the way back.
 
 mod check;
 mod choose;
@@ -26,6 +26,7 @@ mod plan;
 mod rebuild;
 #[cfg(test)]
 mod refusals;
+mod save;
 #[cfg(test)]
 mod scenarios;
 mod source;
@@ -39,4 +40,7 @@ pub use contents::{ArchiveContents, ArchiveImage, StoredArchiveImage, TarUtils};
 pub use error::{Error, Place, Result};
 pub use extract::extract;
 pub use limits::Limits;
+pub use save::{
+    SaveError, SaveFormat, SaveReport, SaveRequest, SaveTarget, SavedBlob, SavedImage, save,
+};
 pub use source::Archive;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    cache, controller,
+    archive, cache, controller,
     error::{Class, Classified, handlers},
     image::{self, Host},
     mirror::Problem,
@@ -57,6 +57,11 @@ pub enum Usage {
         #[source]
         source: image::Error,
     },
+    /// An archive would go to a terminal.
+    #[error(
+        "an archive is not for a terminal: give a file with -f, or send standard output elsewhere"
+    )]
+    ArchiveToTerminal,
     /// An image of an archive was chosen, but no archive is given.
     #[error(
         "--image chooses one of an archive's images, but {source_name} names one in the cache: leave --image out"
@@ -164,6 +169,9 @@ pub enum Error {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
+    /// No archive was written.
+    #[error(transparent)]
+    Save(#[from] archive::SaveError),
     /// The operator failed.
     #[error(transparent)]
     Controller(#[from] controller::Error),
@@ -207,6 +215,8 @@ impl Error {
             Self::Usage(_) => false,
             // Which image of an archive is meant shows only when it is looked into; nothing was kept by then.
             Self::Transfer(transfer::Error::Extract(source)) => source.class() != Class::Config,
+            // The same for what is to be saved.
+            Self::Save(source) => source.class() != Class::Config,
             _ => true,
         }
     }
@@ -254,6 +264,7 @@ impl Classified for Usage {
             | Self::UsernameMissing
             | Self::PasswordUnreadable { .. }
             | Self::NameIncomplete
+            | Self::ArchiveToTerminal
             | Self::SourceUnknown { .. }
             | Self::ImageWithoutArchive { .. }
             | Self::FileUnreadable { .. }
@@ -275,6 +286,7 @@ impl Classified for Error {
             Self::Usage(error) => error.class(),
             Self::Transfer(error) => error.class(),
             Self::Cache(error) => error.class(),
+            Self::Save(error) => error.class(),
             Self::Controller(error) => error.class(),
             Self::ImagesFailed { failure, .. } | Self::SomeImagesFailed { failure, .. } => {
                 failure.class
@@ -290,6 +302,7 @@ impl Classified for Error {
             Self::Usage(error) => error.reason(),
             Self::Transfer(error) => error.reason(),
             Self::Cache(error) => error.reason(),
+            Self::Save(error) => error.reason(),
             Self::Controller(error) => error.reason(),
             Self::ImagesFailed { .. }
             | Self::SomeImagesFailed { .. }

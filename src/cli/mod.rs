@@ -19,6 +19,7 @@ mod options;
 mod pull;
 mod push;
 mod render;
+mod save;
 mod sync;
 
 use std::process::ExitCode;
@@ -55,6 +56,7 @@ pub struct Cli {
 enum Command {
     Pull(pull::Pull),
     Extract(extract::Extract),
+    Save(save::Save),
     Push(push::Push),
     Sync(sync::Sync),
     List(list::List),
@@ -91,6 +93,9 @@ impl Cli {
             }
             Command::Push(push) if push.reads_input_twice() => {
                 return Some("--password-stdin and --source - both read standard input");
+            }
+            Command::Save(save) if save.writes_output_twice(self.global.is_json()) => {
+                return Some("--output json and --file - both write standard output");
             }
             Command::Push(push) => push.reads_password(),
             Command::Pull(pull) => pull.reads_password(),
@@ -137,6 +142,7 @@ impl Cli {
                 Err(error) => Err(error),
             },
             Command::Extract(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::Save(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Controller(command) => Box::pin(command.run()).await,

@@ -47,6 +47,11 @@ impl GlobalOptions {
         self.quiet && self.verbose > 0
     }
 
+    /// Whether results are for programs.
+    pub(super) const fn is_json(&self) -> bool {
+        matches!(self.output, OutputFormat::Json)
+    }
+
     /// How much is said.
     pub const fn verbosity(&self) -> Verbosity {
         match (self.quiet, self.verbose) {

@@ -97,6 +97,7 @@ impl Renderer for Tracker {
             | Event::Skipped { .. }
             | Event::Started { .. }
             | Event::Reading { .. }
+            | Event::Writing { .. }
             | Event::Advanced { .. }
             | Event::Restarted { .. }
             | Event::Ended { .. } => {
@@ -145,7 +146,9 @@ impl Account {
                     Some(Direction::Extract) | None => {}
                 }
             }
-            Event::Planned { .. }
+            // The operator writes no archives.
+            Event::Writing { .. }
+            | Event::Planned { .. }
             | Event::Restarted { .. }
             | Event::Message { .. }
             | Event::Retrying { .. } => {}

@@ -88,6 +88,15 @@ pub enum Event<'a> {
         /// Bytes that will be read; none for a stream, whose end nobody knows.
         bytes: Option<u64>,
     },
+    /// The writing of an archive began; what follows is told as of any transfer.
+    Writing {
+        /// Names the writing in the events that follow.
+        id: u64,
+        /// The archive, as the user knows it.
+        archive: &'a str,
+        /// Bytes of its content.
+        bytes: u64,
+    },
     /// A transfer moved on.
     Advanced {
         /// Which transfer.
@@ -271,6 +280,22 @@ impl OutputManager {
         }
     }
 
+    /// Tells that the writing of an archive begins. It stays on this machine, so [`Transfer::kept`] tells how it goes on.
+    pub fn writing(&self, archive: &str, bytes: u64) -> Transfer {
+        self.planned(1, bytes);
+        let id = self.shared.next_transfer.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .renderer
+            .handle(&Event::Writing { id, archive, bytes });
+        Transfer {
+            output: self.clone(),
+            id,
+            direction: Direction::Extract,
+            done: AtomicU64::new(0),
+            complete: false,
+        }
+    }
+
     /// Counts a blob of an archive that the cache did not have.
     pub fn extracted(&self) {
         self.shared.statistics.count_copied(Direction::Extract);
@@ -312,7 +337,7 @@ impl Transfer {
             .handle(&Event::Advanced { id: self.id, bytes });
     }
 
-    /// `bytes` were there from an earlier attempt: progress, but no traffic.
+    /// `bytes` were there from an earlier attempt, or on this machine: progress, but no traffic.
     pub fn kept(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         let event = Event::Advanced { id: self.id, bytes };

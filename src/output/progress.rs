@@ -41,7 +41,7 @@ impl Progress {
                 self.done_blobs += 1;
                 self.done_bytes += bytes;
             }
-            Event::Started { id, .. } | Event::Reading { id, .. } => {
+            Event::Started { id, .. } | Event::Reading { id, .. } | Event::Writing { id, .. } => {
                 self.running.insert(id, 0);
             }
             Event::Advanced { id, bytes } => {

@@ -28,4 +28,5 @@ mod output;
 mod proxies;
 mod resume;
 mod round_trip;
+mod save;
 mod sync;

@@ -75,6 +75,9 @@ impl Renderer for Bars {
             Event::Reading { id, archive, bytes } => {
                 self.add(id, bytes.unwrap_or_default(), format!("reading {archive}"));
             }
+            Event::Writing { id, archive, bytes } => {
+                self.add(id, bytes, format!("writing {archive}"));
+            }
             Event::Advanced { id, bytes } => {
                 if let Some(bar) = self.running.lock().get(&id) {
                     bar.inc(bytes);

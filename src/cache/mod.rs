@@ -12,6 +12,8 @@ mod barrier;
 mod blobs;
 mod blocks;
 mod clean;
+#[cfg(test)]
+mod damage;
 mod disk;
 mod entry;
 mod error;
@@ -29,14 +31,18 @@ mod memory;
 mod notes;
 mod partial;
 mod pieces;
+mod quarantine;
 mod ranges;
 mod reader;
+mod rehash;
 #[cfg(test)]
 mod resumption;
 mod store;
+mod survey;
 #[cfg(test)]
 mod testing;
 mod uploads;
+mod verify;
 mod work;
 mod writer;
 
@@ -70,6 +76,9 @@ pub use memory::Memory;
 pub use reader::BlobReader;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
 pub use uploads::UploadNote;
+pub use verify::{
+    BlobVerdict, Fault, Problem, VERIFY_REPORT_VERSION, VerifyProgress, VerifyReport, VerifyRequest,
+};
 pub use writer::{BlobWriter, Stretch};
 
 /// A cache folder. Clones share their state; several processes may use one folder at a time.

@@ -20,6 +20,7 @@ mod pull;
 mod push;
 mod render;
 mod sync;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ enum Command {
     Sync(sync::Sync),
     List(list::List),
     Clean(clean::Clean),
+    Verify(verify::Verify),
     Controller(controller::Controller),
     Crd(crd::Crd),
     Completions(completions::Completions),
@@ -139,6 +141,7 @@ impl Cli {
             Command::Extract(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::Verify(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Controller(command) => Box::pin(command.run()).await,
             Command::Crd(command) => command.run(&screen),
             Command::Completions(command) => command.run(&mut Self::command(), &screen),

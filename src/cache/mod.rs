@@ -2,7 +2,8 @@
 //!
 //! This room owns one folder and everything in it. It knows no registry and no cluster; it must never serve bytes that
 //! were not verified, and never name an image whose blobs are not there. Start with [`Cache`]; then `layout` for where
-//! things lie, `writer` and `work` for how a blob gets in, `store` for how an image does, and `clean` for how they leave.
+//! things lie, `writer` and `work` for how a blob gets in, `store` for how an image does, `verify`
+//! for whether all is still right, and `clean` for how it leaves.
 //!
 //! Opening a cache creates nothing and reads nothing: `list` and pushing from it work on a read-only volume. The folders
 //! come with the first write.
@@ -20,6 +21,7 @@ mod error;
 mod extractions;
 #[cfg(test)]
 mod faults;
+mod folders;
 mod import;
 mod index;
 mod layout;

@@ -91,9 +91,10 @@ fn make_real_folder(folder: &Path) -> Result<()> {
     match fs::create_dir(folder) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            match look_at(folder)?.is_some_and(|metadata| metadata.is_dir()) {
-                true => Ok(()),
-                false => Err(refused(io::ErrorKind::NotADirectory.into())),
+            if look_at(folder)?.is_some_and(|metadata| metadata.is_dir()) {
+                Ok(())
+            } else {
+                Err(refused(io::ErrorKind::NotADirectory.into()))
             }
         }
         Err(error) => Err(Error::writing("create the folder", folder, 0, error)),

@@ -97,14 +97,13 @@ fn read(
         };
         hasher.update(&buffer[..count]);
         position += count as u64;
-        if position - told >= STEP || count == 0 {
-            if let Some(length) = NonZeroU64::new(position - told) {
-                if let Err(error) = fadvise(&*file, told, Some(length), Advice::DontNeed) {
-                    tracing::debug!(path = %path.display(), %error, "the page cache keeps a blob");
-                }
-                advance(length.get())?;
-                told = position;
+        let is_due = position - told >= STEP || count == 0;
+        if is_due && let Some(length) = NonZeroU64::new(position - told) {
+            if let Err(error) = fadvise(&*file, told, Some(length), Advice::DontNeed) {
+                tracing::debug!(path = %path.display(), %error, "the page cache keeps a blob");
             }
+            advance(length.get())?;
+            told = position;
         }
         if count == 0 {
             return Ok(position);

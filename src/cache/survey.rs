@@ -3,32 +3,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs,
     path::{Path, PathBuf},
 };
 
-use crate::image::{
-    Algorithm, Descriptor, Digest, ImageName, Manifest, RawManifest, Reference, Repository,
-};
+use crate::image::{Descriptor, Digest, ImageName, Manifest, RawManifest, Reference, Repository};
 
 use super::{
     clean::unknown,
-    disk::{files_in, is_older},
-    error::{Error, Result},
+    error::Result,
     index::Entries,
-    layout::{Layout, STATE_SUFFIX, TEMPORARY_PREFIX, index_key, relative_blob},
+    layout::{Layout, index_key},
     list::is_asked_for,
-    lock::is_locked,
     manifests::{Scan, Stored, StoredReference, read_manifest, scan},
-    quarantine::{Identity, look_at},
+    quarantine::Identity,
     rehash::{Examined, Wrong, not_a_file, unreadable},
-    verify::{Problem, STALE_AFTER},
+    verify::Problem,
 };
 
 /// The images that are meant: all of them, those of a repository, or one.
 pub(super) type Only = Option<(Repository, Option<Reference>)>;
-
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 /// What a finding is about, which decides whose lock its move needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,16 +157,17 @@ fn roots<'a>(
     }
 }
 
-struct Surveyor<'a> {
-    layout: &'a Layout,
-    entries: &'a Entries,
-    survey: Survey,
+/// Looks at one thing after the other; `folders` has the part that begins at the folders.
+pub(super) struct Surveyor<'a> {
+    pub(super) layout: &'a Layout,
+    pub(super) entries: &'a Entries,
+    pub(super) survey: Survey,
     /// What became of each manifest file that was read: its place in the survey, if it can be read.
-    read: HashMap<PathBuf, Option<usize>>,
+    pub(super) read: HashMap<PathBuf, Option<usize>>,
     /// Digests of the manifests that images reach.
-    reached: HashSet<(Repository, Digest)>,
+    pub(super) reached: HashSet<(Repository, Digest)>,
     /// Folders that are none: what lies behind them is not looked at.
-    closed: BTreeSet<PathBuf>,
+    pub(super) closed: BTreeSet<PathBuf>,
 }
 
 impl<'a> Surveyor<'a> {
@@ -188,7 +182,13 @@ impl<'a> Surveyor<'a> {
         }
     }
 
-    fn find(&mut self, path: &Path, subject: Subject, wrong: Wrong, images: &BTreeSet<usize>) {
+    pub(super) fn find(
+        &mut self,
+        path: &Path,
+        subject: Subject,
+        wrong: Wrong,
+        images: &BTreeSet<usize>,
+    ) {
         let finding = self
             .survey
             .findings
@@ -202,38 +202,6 @@ impl<'a> Surveyor<'a> {
                 seen: wrong.seen,
             });
         finding.images.extend(images);
-    }
-
-    /// Folders of ours that are something else, a symlink most likely: told, but not moved, since somebody may have meant it.
-    fn look_at_folders(&mut self) -> Result<()> {
-        let layout = self.layout;
-        let blobs = layout.root().join("blobs");
-        let below = ALGORITHMS.map(|algorithm| layout.blobs(algorithm));
-        let folders = [layout.manifests(), blobs, layout.partials()];
-        for folder in folders.into_iter().chain(below) {
-            // Not through a symlink, not even to tell that what lies behind it is one.
-            if !folder.parent().is_none_or(|above| self.is_open(above)) {
-                self.closed.insert(folder);
-                continue;
-            }
-            if let Some(metadata) = look_at(&folder)?
-                && !metadata.is_dir()
-            {
-                let wrong = Wrong {
-                    problem: Problem::NotAFolder,
-                    detail: "is no folder; what lies behind it is not looked at".to_owned(),
-                    length: None,
-                    seen: None,
-                };
-                self.find(&folder, Subject::Stranger, wrong, &BTreeSet::new());
-                self.closed.insert(folder);
-            }
-        }
-        Ok(())
-    }
-
-    fn is_open(&self, folder: &Path) -> bool {
-        !self.closed.contains(folder)
     }
 
     /// Looks at everything below a reference.
@@ -428,131 +396,10 @@ impl<'a> Surveyor<'a> {
         }
         Ok(())
     }
-
-    /// Something that has no name of ours, or is no file.
-    fn stranger(&mut self, path: &Path) -> Result<()> {
-        let wrong = match not_a_file(path)? {
-            Examined::Wrong(wrong) => wrong,
-            Examined::Gone | Examined::Right(_) => match Identity::at(path)? {
-                None => return Ok(()),
-                seen => Wrong {
-                    problem: Problem::UnknownName,
-                    detail: "has a name that nothing in the cache has".to_owned(),
-                    length: None,
-                    seen,
-                },
-            },
-        };
-        self.find(path, Subject::Stranger, wrong, &BTreeSet::new());
-        Ok(())
-    }
-
-    /// Everything that lies where blobs do.
-    fn look_through_blobs(&mut self) -> Result<()> {
-        let blobs = self.layout.root().join("blobs");
-        let own = ["sha256", "sha512", ".partial"];
-        for path in self.entries_of(&blobs)? {
-            let is_ours = path.file_name().and_then(|name| name.to_str());
-            if !is_ours.is_some_and(|name| own.contains(&name)) {
-                self.stranger(&path)?;
-            }
-        }
-        for algorithm in ALGORITHMS {
-            for path in self.entries_of(&self.layout.blobs(algorithm))? {
-                let name = path.file_name().and_then(|name| name.to_str());
-                let digest = name.and_then(|name| {
-                    let digest = format!("{}:{name}", algorithm.name());
-                    digest.parse::<Digest>().ok()
-                });
-                match digest {
-                    Some(digest) => self.add_blob(digest, &path)?,
-                    None => self.stranger(&path)?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The paths in a folder; none in one that is closed or not there.
-    fn entries_of(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        if !self.is_open(folder) || look_at(folder)?.is_none() {
-            return Ok(Vec::new());
-        }
-        let failed = |source| Error::reading("look through", folder, source);
-        fs::read_dir(folder)
-            .map_err(failed)?
-            .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
-            .collect()
-    }
-
-    fn add_blob(&mut self, digest: Digest, path: &Path) -> Result<()> {
-        if let Some(metadata) = look_at(path)? {
-            let length = if metadata.is_file() {
-                metadata.len()
-            } else {
-                0
-            };
-            self.survey.blobs.insert(digest, length);
-        }
-        Ok(())
-    }
-
-    /// Blobs that images need and that are not there.
-    fn look_for_needed_blobs(&mut self) -> Result<()> {
-        let needs = std::mem::take(&mut self.survey.needs);
-        for (digest, need) in &needs {
-            let folder = self.layout.blobs(digest.algorithm());
-            if !self.is_open(&folder) {
-                let blobs = self.layout.root().join("blobs");
-                for path in [folder, blobs] {
-                    if let Some(finding) = self.survey.findings.get_mut(&path) {
-                        finding.images.extend(&need.images);
-                    }
-                }
-                continue;
-            }
-            let path = self.layout.root().join(relative_blob(digest));
-            self.add_blob(digest.clone(), &path)?;
-            if !self.survey.blobs.contains_key(digest) {
-                let subject = Subject::Blob(digest.clone());
-                self.find(&path, subject, missing(Problem::BlobMissing), &need.images);
-            }
-        }
-        self.survey.needs = needs;
-        Ok(())
-    }
-
-    /// Downloads that were begun and that nobody went on with.
-    fn look_for_stale_partials(&mut self) -> Result<()> {
-        let folder = self.layout.partials();
-        if !self.is_open(&folder) {
-            return Ok(());
-        }
-        let is_partial =
-            |name: &str| !name.ends_with(STATE_SUFFIX) && !name.starts_with(TEMPORARY_PREFIX);
-        for (path, _) in files_in(&folder, is_partial)? {
-            let is_stale = look_at(&path)?.is_some_and(|metadata| is_older(&metadata, STALE_AFTER));
-            if is_stale && !is_in_use(self.layout, &path) {
-                self.survey.stale.push(path);
-            }
-        }
-        self.survey.stale.sort();
-        Ok(())
-    }
-}
-
-/// Whether somebody works on a partial: a download has the lock of its digest, an import that of the file that began it.
-fn is_in_use(layout: &Layout, partial: &Path) -> bool {
-    let name = partial.file_name().and_then(|name| name.to_str());
-    let name = name.unwrap_or_default();
-    match name.parse::<Digest>() {
-        Ok(digest) => is_locked(&layout.locks().join(digest.to_string())),
-        Err(_) => is_locked(&partial.with_file_name(name.split('-').next().unwrap_or(name))),
-    }
 }
 
 /// Something that images need and that is not there.
-fn missing(problem: Problem) -> Wrong {
+pub(super) fn missing(problem: Problem) -> Wrong {
     Wrong {
         problem,
         detail: "is not there".to_owned(),

@@ -185,7 +185,7 @@ impl Cache {
     /// # Errors
     /// When the disk fails in a way that is not this file's.
     pub async fn verify_blob(&self, digest: &Digest) -> Result<BlobVerdict> {
-        // Nobody hears of bytes; the receiver only lives as long as this call, and ends the reading with it.
+        // Nobody is told of bytes; when this call is given up, the receiver goes and the reading ends.
         let (reports, mut heard) = mpsc::channel(REPORTS);
         let reading = self.examine(digest.clone(), reports);
         let hearing = async { while heard.recv().await.is_some() {} };

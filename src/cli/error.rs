@@ -194,7 +194,7 @@ pub enum Error {
     },
     /// Files of the cache are not what they should be.
     #[error(
-        "{faults} {} in the cache {directory}; pull the images again that need them, as told above",
+        "{faults} {} in the cache {directory}; pull the images that need them again",
         if *faults == 1 { "fault" } else { "faults" }
     )]
     CacheDamaged {

@@ -28,3 +28,4 @@ mod proxies;
 mod resume;
 mod round_trip;
 mod sync;
+mod verify;

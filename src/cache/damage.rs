@@ -432,6 +432,23 @@ async fn a_download_on_its_way_is_left_alone_and_an_old_one_is_told() {
 }
 
 #[tokio::test]
+async fn what_is_cleaned_away_meanwhile_is_no_fault() {
+    let fixture = filled().await;
+    let (gone, wrong) = (fixture.path(b"one"), fixture.path(b"amd"));
+    flip(&wrong, 0);
+    let told = |progress| {
+        if matches!(progress, VerifyProgress::Planned { .. }) {
+            fs::remove_file(&gone).unwrap();
+        }
+    };
+    let request = VerifyRequest::default();
+    let report = fixture.cache.verify(&request, told).await.unwrap();
+    assert_eq!(problems(&report), [(Problem::WrongContent, true)]);
+    assert_eq!(report.faults[0].images, ["team/multi:1"]);
+    assert_eq!(report.blobs, 5);
+}
+
+#[tokio::test]
 async fn one_blob_can_be_verified_alone() {
     let fixture = filled().await;
     let digest = Digest::of(b"one");

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     fs, io,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -23,7 +24,7 @@ use super::{
     list::is_asked_for,
     manifests::{StoredReference, remove_empty_folders, scan},
     mark::Marks,
-    uploads,
+    quarantine, uploads,
 };
 
 /// How long `clean` waits for other runs: long enough for one that is about to end, short enough for a person.
@@ -114,7 +115,10 @@ impl Cache {
     }
 }
 
-fn unknown(layout: &Layout, (repository, reference): &(Repository, Option<Reference>)) -> Error {
+pub(super) fn unknown(
+    layout: &Layout,
+    (repository, reference): &(Repository, Option<Reference>),
+) -> Error {
     let image = match reference {
         None => repository.to_string(),
         Some(Reference::Tag(tag)) => format!("{repository}:{tag}"),
@@ -134,6 +138,7 @@ struct Plan {
     manifests: Vec<SizedFile>,
     blobs: Vec<SizedFile>,
     leftovers: Vec<SizedFile>,
+    quarantined: Vec<SizedFile>,
     /// Keys of the index that name nothing then.
     keys: Vec<String>,
 }
@@ -188,6 +193,7 @@ impl Plan {
             manifests: Vec::new(),
             blobs: Vec::new(),
             leftovers: Vec::new(),
+            quarantined: Vec::new(),
             keys: Vec::new(),
         };
         let mut stays = HashSet::new();
@@ -218,12 +224,19 @@ impl Plan {
         })?);
         plan.leftovers
             .extend(notes(layout, request.only.is_none())?);
+        let everything = request.only.is_none() && request.keep_within.is_none();
+        plan.quarantined = quarantine::to_be_removed(layout, everything)?;
         plan.blobs = unreached_blobs(layout, &marks.blobs)?;
         Ok(plan)
     }
 
     fn report(&self) -> CleanReport {
-        let all = [&self.manifests, &self.blobs, &self.leftovers];
+        let all = [
+            &self.manifests,
+            &self.blobs,
+            &self.leftovers,
+            &self.quarantined,
+        ];
         CleanReport {
             images: self.images.clone(),
             kept: self.kept.clone(),
@@ -235,16 +248,15 @@ impl Plan {
 
     /// Removes the files and tells what changes in the index.
     fn execute(self, layout: &Layout) -> Result<Vec<Change>> {
-        let remove = |files: &[SizedFile]| {
-            files
-                .iter()
-                .try_for_each(|(path, _)| match fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        Err(Error::writing("remove", path, 0, error))
-                    }
-                    _ => Ok(()),
-                })
+        let remove_by = |files: &[SizedFile], remove: fn(&Path) -> io::Result<()>| {
+            files.iter().try_for_each(|(path, _)| match remove(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(Error::writing("remove", path, 0, error))
+                }
+                _ => Ok(()),
+            })
         };
+        let remove = |files: &[SizedFile]| remove_by(files, |path| fs::remove_file(path));
         remove(&self.manifests)?;
         if !self.manifests.is_empty() {
             let root = layout.root();
@@ -254,6 +266,7 @@ impl Plan {
         }
         remove(&self.blobs)?;
         remove(&self.leftovers)?;
+        remove_by(&self.quarantined, quarantine::remove)?;
         remove_empty_folders(layout);
         Ok(self.keys.into_iter().map(Change::Remove).collect())
     }

@@ -9,6 +9,7 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use rustix::{fs::OFlags, io::Errno};
@@ -60,6 +61,13 @@ pub(super) fn is_ours(metadata: &Metadata) -> bool {
     metadata.is_file()
         && metadata.nlink() == 1
         && metadata.uid() == rustix::process::geteuid().as_raw()
+}
+
+/// Whether a file was last written longer ago than `limit`; a time in the future (the clock was set back) counts as recent.
+pub(super) fn is_older(metadata: &Metadata, limit: Duration) -> bool {
+    metadata
+        .modified()
+        .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > limit))
 }
 
 /// Whether there is no such regular file: nothing at all, a file where a folder should be, a symlink, a socket.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::{
-    Cache, Claim, CleanRequest, Error,
+    Cache, Claim, CleanRequest, Error, VerifyRequest,
     testing::{Messages, config, image, layer, put, read, store_small, stored},
 };
 
@@ -323,4 +323,24 @@ async fn an_image_is_complete_even_if_its_entry_cannot_be_written() {
     store_small(&cache, "app", "last", b"last").await;
     let index = std::fs::read_to_string(cache.directory().join("index.json")).unwrap();
     assert!(index.contains("\"app/new\"") && index.contains("\"app/last\""));
+}
+
+#[tokio::test]
+async fn faults_of_a_read_only_cache_are_told_and_stay() {
+    let Some(volume) = volume("faults_of_a_read_only_cache_are_told_and_stay", "size=4m") else {
+        return;
+    };
+    let (cache, _) = open(&volume);
+    store_small(&cache, "app", "1", b"one").await;
+    let path = cache.shared.layout.blob(&layer(b"one").digest);
+    std::fs::remove_file(&path).unwrap();
+    File::create(&path).unwrap().write_all(b"two").unwrap();
+    remount_read_only(&volume);
+    let (cache, _) = open(&volume);
+    let request = VerifyRequest::default();
+    let report = cache.verify(&request, |_| {}).await.unwrap();
+    assert!(report.unwritable);
+    assert_eq!(report.faults.len(), 1);
+    assert!(!report.faults[0].quarantined);
+    assert!(path.exists());
 }

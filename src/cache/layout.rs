@@ -8,6 +8,7 @@
 //! blobs/.partial/{digest}                  on its way, with notes for a later run in {digest}.state
 //! blobs/.partial/{run}, {run}-{n}          entries of an archive, on their way
 //! .locks/                                  never deleted
+//! .quarantine/                             what `verify` found wrong, until `clean`
 //! .state/archives/                         which archives were extracted; never trusted for existence
 //! .state/uploads/                          which uploads were begun
 //! index.json                               a projection of the above
@@ -95,6 +96,11 @@ impl Layout {
     pub(super) fn extraction(&self, path: &Digest) -> PathBuf {
         self.root
             .join(format!(".state/archives/{}.json", path.hex()))
+    }
+
+    /// Where wrong files go.
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join(".quarantine")
     }
 
     pub(super) fn locks(&self) -> PathBuf {

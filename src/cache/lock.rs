@@ -11,7 +11,7 @@ use std::{
     fmt,
     fs::{File, TryLockError},
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -81,6 +81,15 @@ impl fmt::Display for LockName<'_> {
 pub(super) struct Held {
     _file: File,
     _turn: Option<OwnedMutexGuard<()>>,
+}
+
+/// Whether somebody has the lock of this file, without taking part: a file that is not there, or not for us to read, is
+/// nobody's.
+pub(super) fn is_locked(path: &Path) -> bool {
+    match open_regular(path) {
+        Ok(Some((file, _))) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Ok(None) | Err(_) => false,
+    }
 }
 
 /// Permission to use the cache: as long as one is held, nothing is cleaned away.

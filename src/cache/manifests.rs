@@ -197,6 +197,8 @@ pub(super) struct Scan {
     pub(super) references: Vec<StoredReference>,
     /// Files of runs that were killed.
     pub(super) leftovers: Vec<PathBuf>,
+    /// What is no file where only files belong, or has no name of ours.
+    pub(super) strangers: Vec<PathBuf>,
 }
 
 /// Looks through `manifests/`. What has no name of ours is left alone, and symlinks are not followed.
@@ -215,8 +217,11 @@ pub(super) fn scan(layout: &Layout) -> Result<Scan> {
             let entry = entry.map_err(failed)?;
             let kind = entry.file_type().map_err(failed)?;
             let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if kind.is_dir() && !is_aside {
+            let Some(name) = name.to_str() else {
+                found.strangers.push(entry.path());
+                continue;
+            };
+            if kind.is_dir() && !is_aside && name.parse::<Digest>().is_err() {
                 let below = match repository.as_str() {
                     _ if name == ASIDE => repository.clone(),
                     "" => name.to_owned(),
@@ -237,6 +242,8 @@ pub(super) fn scan(layout: &Layout) -> Result<Scan> {
                     path: entry.path(),
                     modified: metadata.modified().map_err(failed)?,
                 });
+            } else {
+                found.strangers.push(entry.path());
             }
         }
     }

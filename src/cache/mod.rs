@@ -2,7 +2,8 @@
 //!
 //! This room owns one folder and everything in it. It knows no registry and no cluster; it must never serve bytes that
 //! were not verified, and never name an image whose blobs are not there. Start with [`Cache`]; then `layout` for where
-//! things lie, `writer` and `work` for how a blob gets in, `store` for how an image does, and `clean` for how they leave.
+//! things lie, `writer` and `work` for how a blob gets in, `store` for how an image does, `verify`
+//! for whether all is still right, and `clean` for how it leaves.
 //!
 //! Opening a cache creates nothing and reads nothing: `list` and pushing from it work on a read-only volume. The folders
 //! come with the first write.
@@ -12,12 +13,15 @@ mod barrier;
 mod blobs;
 mod blocks;
 mod clean;
+#[cfg(test)]
+mod damage;
 mod disk;
 mod entry;
 mod error;
 mod extractions;
 #[cfg(test)]
 mod faults;
+mod folders;
 mod import;
 mod index;
 mod layout;
@@ -29,15 +33,19 @@ mod memory;
 mod notes;
 mod partial;
 mod pieces;
+mod quarantine;
 mod ranges;
 mod reader;
+mod rehash;
 #[cfg(test)]
 mod resumption;
 mod store;
+mod survey;
 #[cfg(test)]
 mod testing;
 mod trust;
 mod uploads;
+mod verify;
 mod work;
 mod writer;
 
@@ -73,6 +81,9 @@ pub use memory::Memory;
 pub use reader::BlobReader;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
 pub use uploads::UploadNote;
+pub use verify::{
+    BlobVerdict, Fault, Problem, VERIFY_REPORT_VERSION, VerifyProgress, VerifyReport, VerifyRequest,
+};
 pub use writer::{BlobWriter, Stretch};
 
 /// A cache folder. Clones share their state; several processes may use one folder at a time.

@@ -4,7 +4,7 @@
 //! A note has one holder at a time, who locks its file: two that went on with one upload would disturb each other.
 
 use std::{
-    fs::{self, File, Metadata, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,7 +15,7 @@ use crate::{error::handlers, image::Digest, output::OutputManager};
 
 use super::{
     Cache,
-    disk::{blocking, is_ours, make_folder, open_private},
+    disk::{blocking, is_older, is_ours, make_folder, open_private},
     error::{Error, Result},
     notes::{sealed, unsealed},
 };
@@ -106,14 +106,7 @@ impl Drop for UploadNote {
 
 /// Whether a note is too old to be used.
 pub(super) fn is_old(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| is_older(&metadata))
-}
-
-fn is_older(metadata: &Metadata) -> bool {
-    // A time in the future (the clock was set back) counts as recent.
-    metadata
-        .modified()
-        .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > MAX_AGE))
+    fs::symlink_metadata(path).is_ok_and(|metadata| is_older(&metadata, MAX_AGE))
 }
 
 /// Opens and locks the file of a note; none if somebody else has it.
@@ -132,7 +125,7 @@ fn take(path: &Path) -> Result<Option<File>> {
 }
 
 fn read(mut file: &File) -> io::Result<Option<String>> {
-    if is_older(&file.metadata()?) {
+    if is_older(&file.metadata()?, MAX_AGE) {
         return Ok(None);
     }
     let mut bytes = Vec::new();

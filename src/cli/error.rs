@@ -200,6 +200,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Files of the cache are not what they should be.
+    #[error(
+        "{faults} {} in the cache {directory}; pull the images that need them again",
+        if *faults == 1 { "fault" } else { "faults" }
+    )]
+    CacheDamaged {
+        /// The folder.
+        directory: String,
+        /// How many.
+        faults: usize,
+    },
     /// Standard output could not be written.
     #[error("could not write to standard output")]
     OutputFailed(#[source] std::io::Error),
@@ -291,7 +302,9 @@ impl Classified for Error {
             Self::ImagesFailed { failure, .. } | Self::SomeImagesFailed { failure, .. } => {
                 failure.class
             }
-            Self::OutputFailed(_) | Self::ReportFailed { .. } => Class::Storage,
+            Self::OutputFailed(_) | Self::ReportFailed { .. } | Self::CacheDamaged { .. } => {
+                Class::Storage
+            }
             Self::Interrupted => Class::Cancelled,
         }
     }
@@ -307,6 +320,7 @@ impl Classified for Error {
             Self::ImagesFailed { .. }
             | Self::SomeImagesFailed { .. }
             | Self::ReportFailed { .. }
+            | Self::CacheDamaged { .. }
             | Self::OutputFailed(_)
             | Self::Interrupted => self.into(),
         }

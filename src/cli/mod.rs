@@ -21,6 +21,7 @@ mod push;
 mod render;
 mod save;
 mod sync;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -61,6 +62,7 @@ enum Command {
     Sync(sync::Sync),
     List(list::List),
     Clean(clean::Clean),
+    Verify(verify::Verify),
     Controller(controller::Controller),
     Crd(crd::Crd),
     Completions(completions::Completions),
@@ -145,6 +147,7 @@ impl Cli {
             Command::Save(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::List(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Clean(command) => until_interrupted(Box::pin(command.run(&screen))).await,
+            Command::Verify(command) => until_interrupted(Box::pin(command.run(&screen))).await,
             Command::Controller(command) => Box::pin(command.run()).await,
             Command::Crd(command) => command.run(&screen),
             Command::Completions(command) => command.run(&mut Self::command(), &screen),

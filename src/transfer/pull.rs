@@ -113,7 +113,17 @@ impl Pull<'_> {
         let same_gaps = cache.missing(repository, reference).await == digests(&tree.missing);
         let cached = self.cached_manifest(reference).await?;
         let same_root = cached.is_some_and(|manifest| manifest.has_digest(tree.root.digest()));
-        Ok(same_origin && same_gaps && same_root)
+        if !(same_origin && same_gaps && same_root) {
+            return Ok(false);
+        }
+        // One that was lost, or that `verify` moved away, came from the source this time.
+        for child in &tree.children {
+            let reference = Reference::Digest(child.digest().clone());
+            if self.cached_manifest(&reference).await?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn store(&self, tree: &ImageTree) -> Result<()> {

@@ -30,3 +30,4 @@ mod resume;
 mod round_trip;
 mod save;
 mod sync;
+mod verify;

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -306,6 +307,8 @@ fn a_blob_with_a_flipped_bit_leaves_no_archive() -> Result<()> {
     bytes[1000] ^= 1;
     fs::remove_file(&blob).unwrap();
     fs::write(&blob, &bytes).unwrap();
+    // One that is writable would be read before it is used, and counts as missing then.
+    fs::set_permissions(&blob, fs::Permissions::from_mode(0o444)).unwrap();
     let save = ["save", "-s", "team/tool:1", "-f", "tool.tar"];
     let failed = world.sandbox.run(&save)?.expect_code(1)?;
     let told = format!("{digest} in the cache is damaged");

@@ -39,8 +39,8 @@ pub enum SaveError {
     },
     /// A blob in the cache is not what it was when it was verified.
     #[error(
-        "the blob {digest} in the cache is damaged, its bytes have the digest {actual}: remove its image with the command \
-         clean and pull it again"
+        "the blob {digest} in the cache is damaged, its bytes have the digest {actual}: `docker-image-pusher verify` moves it \
+         away, then pull its image again"
     )]
     CachedBlobDamaged {
         /// What it is called.

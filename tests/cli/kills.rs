@@ -78,6 +78,8 @@ fn whatever_is_killed_leaves_nothing_wrong_and_the_next_run_completes() -> Resul
             beside.wait()?.expect_code(0).context(round())?;
         }
         check(&cache).context(round())?;
+        let verified = sandbox.run(&["verify"])?;
+        verified.expect_code(0).context(round())?;
     }
 
     for job in &jobs[..5] {

@@ -83,6 +83,7 @@ fn flip(path: &Path, offset: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
     file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o444)).unwrap();
 }
 
 #[tokio::test]

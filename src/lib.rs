@@ -19,6 +19,7 @@
 
 pub mod api;
 pub mod archive;
+mod blocking;
 pub mod cache;
 pub mod cli;
 pub mod controller;

@@ -346,13 +346,7 @@ impl ArchiveContents {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(cache::Error::CacheInterrupted.into()),
-        },
-    }
+    crate::blocking::blocking(work, || cache::Error::CacheInterrupted.into()).await
 }
 
 /// Lets an image whose blobs are in the cache be seen under each of its names.

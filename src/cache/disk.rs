@@ -25,13 +25,7 @@ use super::{
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(Error::CacheInterrupted),
-        },
-    }
+    crate::blocking::blocking(work, || Error::CacheInterrupted).await
 }
 
 /// Flags for every file that is opened: a symlink is not followed, and a pipe somebody planted does not block.

@@ -143,13 +143,8 @@ impl BlobReader {
             })?;
             Ok(block.into_bytes())
         };
-        match tokio::task::spawn_blocking(read).await {
-            Ok(read) => read,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(io::Error::other("the program goes down")),
-            },
-        }
+        let interrupted = || io::Error::other("the program goes down");
+        crate::blocking::blocking(read, interrupted).await
     }
 }
 

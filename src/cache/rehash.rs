@@ -56,14 +56,14 @@ pub(super) fn examine(
     digest: &Digest,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Examined> {
-    let (mut file, metadata) = match open_regular(path) {
+    let (file, metadata) = match open_regular(path) {
         Ok(Some(opened)) => opened,
         Ok(None) => return not_a_file(path),
         Err(error) => return unreadable(error, path).map(Examined::Wrong),
     };
     let seen = Some(Identity::of(&metadata));
     let mut hasher = Hasher::new(digest.algorithm());
-    match read(&mut file, path, &mut hasher, advance) {
+    match read(&file, path, &mut hasher, advance) {
         Err(error) => unreadable(error, path).map(Examined::Wrong),
         Ok(length) => {
             let actual = hasher.finish();
@@ -82,13 +82,35 @@ pub(super) fn examine(
 }
 
 fn read(
-    file: &mut File,
+    file: &File,
     path: &Path,
     hasher: &mut Hasher,
     advance: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<u64> {
-    let mut buffer = vec![0; READ];
     let (mut position, mut told) = (0, 0);
+    hash(file, path, hasher, &mut |count| {
+        position += count as u64;
+        let is_due = position - told >= STEP || count == 0;
+        if is_due && let Some(length) = NonZeroU64::new(position - told) {
+            if let Err(error) = fadvise(file, told, Some(length), Advice::DontNeed) {
+                tracing::debug!(path = %path.display(), %error, "the page cache keeps a blob");
+            }
+            advance(length.get())?;
+            told = position;
+        }
+        Ok(())
+    })?;
+    Ok(position)
+}
+
+/// Hashes what is left of a file. `each` is told of bytes after every read, of none at the end, and ends it by an error.
+pub(super) fn hash(
+    mut file: &File,
+    path: &Path,
+    hasher: &mut Hasher,
+    each: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = vec![0; READ];
     loop {
         let count = match file.read(&mut buffer) {
             Ok(count) => count,
@@ -96,17 +118,9 @@ fn read(
             Err(error) => return Err(Error::reading("read", path, error)),
         };
         hasher.update(&buffer[..count]);
-        position += count as u64;
-        let is_due = position - told >= STEP || count == 0;
-        if is_due && let Some(length) = NonZeroU64::new(position - told) {
-            if let Err(error) = fadvise(&*file, told, Some(length), Advice::DontNeed) {
-                tracing::debug!(path = %path.display(), %error, "the page cache keeps a blob");
-            }
-            advance(length.get())?;
-            told = position;
-        }
+        each(count)?;
         if count == 0 {
-            return Ok(position);
+            return Ok(());
         }
     }
 }

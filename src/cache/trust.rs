@@ -7,7 +7,6 @@
 
 use std::{
     fs::{File, Metadata, Permissions},
-    io::Read,
     os::unix::fs::PermissionsExt,
     path::Path,
 };
@@ -17,14 +16,7 @@ use crate::{
     output::ByteSize,
 };
 
-use super::{
-    Shared,
-    disk::open_regular,
-    error::{Error, Result},
-};
-
-/// Bytes read at once: they stay in the processor's cache.
-const STEP: usize = 256 * 1024;
+use super::{Shared, disk::open_regular, error::Result, rehash::hash};
 
 /// What lies where a blob belongs.
 #[derive(Debug)]
@@ -93,24 +85,13 @@ impl Shared {
         if self.barrier.is_noted(digest) {
             return Ok(true);
         }
-        let is_right = hash(file, Hasher::new(digest.algorithm()))
-            .map_err(|source| Error::reading("read", path, source))?
-            == *digest;
+        let mut hasher = Hasher::new(digest.algorithm());
+        hash(file, path, &mut hasher, &mut |_| Ok(()))?;
+        let is_right = hasher.finish() == *digest;
         if is_right {
             self.barrier.note(digest);
         }
         Ok(is_right)
-    }
-}
-
-fn hash(mut file: &File, mut hasher: Hasher) -> std::io::Result<Digest> {
-    let mut buffer = vec![0; STEP];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(hasher.finish());
-        }
-        hasher.update(&buffer[..read]);
     }
 }
 

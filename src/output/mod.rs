@@ -255,6 +255,10 @@ impl OutputManager {
             digest,
             bytes,
         });
+        self.begun(id, direction)
+    }
+
+    fn begun(&self, id: u64, direction: Direction) -> Transfer {
         Transfer {
             output: self.clone(),
             id,
@@ -271,13 +275,7 @@ impl OutputManager {
         self.shared
             .renderer
             .handle(&Event::Reading { id, archive, bytes });
-        Transfer {
-            output: self.clone(),
-            id,
-            direction: Direction::Extract,
-            done: AtomicU64::new(0),
-            complete: false,
-        }
+        self.begun(id, Direction::Extract)
     }
 
     /// Tells that the writing of an archive begins. It stays on this machine, so [`Transfer::kept`] tells how it goes on.
@@ -287,13 +285,7 @@ impl OutputManager {
         self.shared
             .renderer
             .handle(&Event::Writing { id, archive, bytes });
-        Transfer {
-            output: self.clone(),
-            id,
-            direction: Direction::Extract,
-            done: AtomicU64::new(0),
-            complete: false,
-        }
+        self.begun(id, Direction::Extract)
     }
 
     /// Counts a blob of an archive that the cache did not have.

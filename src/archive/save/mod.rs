@@ -228,11 +228,5 @@ fn document(name: &str, value: &impl Serialize) -> Result<Content> {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(SaveError::SaveInterrupted),
-        },
-    }
+    crate::blocking::blocking(work, || SaveError::SaveInterrupted).await
 }

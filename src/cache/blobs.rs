@@ -3,12 +3,17 @@
 //! A blob that has its name was verified before it got it. What can happen to it later (cut, replaced by a symlink) is
 //! caught where it is cheap: only regular files of the right size count, and [`trust`](super::trust) tells when to look twice.
 
-use std::{fs::File, sync::Arc};
+use std::{collections::HashSet, fs::File, sync::Arc};
 
 use crate::image::Descriptor;
 
 use super::{
-    Cache, disk::blocking, error::Result, lock::LockName, reader::BlobReader, trust::Found,
+    Cache,
+    disk::blocking,
+    error::{Error, Result},
+    lock::LockName,
+    reader::BlobReader,
+    trust::Found,
     writer::BlobWriter,
 };
 
@@ -50,11 +55,24 @@ impl Cache {
     /// the other one fails, the caller gets its turn, and goes on where the other one stopped.
     ///
     /// One claim per task: two tasks that each hold what the other waits for would wait forever.
+    ///
+    /// # Errors
+    /// When there is no room for it, also after everything left that nobody needs here.
     pub async fn claim_blob(&self, descriptor: &Descriptor) -> Result<Claim> {
         if self.has_blob(descriptor).await? {
             return Ok(Claim::Present);
         }
-        let store = self.use_shared().await?;
+        match self.claim_absent(descriptor).await {
+            Err(Error::CacheFull { needed, .. }) => {
+                let spared = HashSet::from([descriptor.digest.clone()]);
+                self.evict(needed, spared).await?;
+                self.claim_absent(descriptor).await
+            }
+            claimed => claimed,
+        }
+    }
+
+    async fn claim_absent(&self, descriptor: &Descriptor) -> Result<Claim> {
         let name = LockName::Blob(&descriptor.digest);
         let lock = self.shared.locks.exclusive(name, &self.output).await?;
         let (shared, output) = (Arc::clone(&self.shared), self.output.clone());
@@ -69,7 +87,7 @@ impl Cache {
                 Found::Absent => {}
             }
             shared.barrier.prepare(&shared.layout)?;
-            BlobWriter::begin(descriptor, shared, memory, lock, store).map(Claim::Fetch)
+            BlobWriter::begin(descriptor, shared, memory, lock).map(Claim::Fetch)
         })
         .await
     }

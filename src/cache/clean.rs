@@ -1,33 +1,28 @@
-//! Removing images: mark what stays, sweep the rest.
+//! Removing images at somebody's wish: which ones go, and what goes with them.
 //!
-//! Roots are tags and digests somebody asked for; from them the walk goes through indexes to configurations and layers.
-//! Nothing is swept while anybody uses the cache, so what is not reached belongs to nobody: the store lock is held alone.
-//! References go before blobs, with a barrier between, so that no reference outlives its blobs.
+//! What runs that are alive need stays, and is named. Nothing else is spared for its age, unless that is wished.
 
 use std::{
-    collections::{BTreeSet, HashSet},
-    fs, io,
-    path::Path,
+    collections::BTreeSet,
     time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
 
-use crate::image::{Algorithm, Digest, Reference, Repository};
+use crate::image::{Reference, Repository};
 
 use super::{
     Cache,
-    disk::{SizedFile, blocking, files_in, sized},
+    disk::blocking,
     error::{Error, Result},
-    index::{Change, Entries},
-    layout::{Layout, STATE_SUFFIX, TEMPORARY_PREFIX, index_key},
+    layout::Layout,
+    lease::Pinned,
     list::is_asked_for,
-    manifests::{StoredReference, remove_empty_folders, scan},
-    mark::Marks,
-    quarantine, uploads,
+    manifests::{StoredReference, scan},
+    sweep::{Grace, Removal, Sweep},
 };
 
-/// How long `clean` waits for other runs: long enough for one that is about to end, short enough for a person.
+/// How long `clean` waits for other runs: long enough for what they do in one go, short enough for a person.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// What to remove.
@@ -49,6 +44,8 @@ pub struct CleanReport {
     pub images: Vec<String>,
     /// Images that were asked for and stay, since they were pulled recently or another image needs them.
     pub kept: Vec<String>,
+    /// Images that were asked for and stay, since another run works on them.
+    pub in_use: Vec<String>,
     /// Manifest files, those of the images included.
     pub manifests: u64,
     /// Blobs, unfinished ones included.
@@ -58,11 +55,11 @@ pub struct CleanReport {
 }
 
 impl Cache {
-    /// Removes images, then the manifests and blobs that nothing reaches any more.
+    /// Removes images, then the manifests and blobs that nothing reaches any more. What other runs work on stays.
     ///
     /// # Errors
-    /// When somebody uses the cache for longer than ten seconds (the caller's own guards count), when the image to be removed is not there, and when a
-    /// manifest that stays cannot be read; then nothing is removed.
+    /// When somebody reads or extracts into the cache for longer than ten seconds (the caller's own guards count), when the
+    /// image to be removed is not there, and when a manifest that stays cannot be read; then nothing is removed.
     pub async fn clean(&self, request: &CleanRequest) -> Result<CleanReport> {
         self.clean_within(request, LOCK_WAIT).await
     }
@@ -77,19 +74,11 @@ impl Cache {
         }
         if request.dry_run {
             let _store = self.read_shared().await?;
-            return Ok(self.plan(request).await?.report());
+            return Ok(self.plan(request).await?.0);
         }
         let store = self.shared.locks.use_alone(wait, &self.output).await?;
-        let plan = self.plan(request).await?;
-        let layout = self.shared.layout.clone();
-        let report = plan.report();
-        let removed = blocking(move || {
-            // Held until the last file is gone, even if nobody waits for that any more.
-            let _store = store;
-            plan.execute(&layout)
-        })
-        .await?;
-        self.update_index(removed).await;
+        let (report, sweep) = self.plan(request).await?;
+        self.sweep(sweep, store).await?;
         Ok(report)
     }
 
@@ -105,13 +94,35 @@ impl Cache {
         }
     }
 
-    async fn plan(&self, request: &CleanRequest) -> Result<Plan> {
+    async fn plan(&self, request: &CleanRequest) -> Result<(CleanReport, Sweep)> {
         let entries = self
             .index
             .entries(&self.shared.layout, &self.output)
             .await?;
         let (layout, request) = (self.shared.layout.clone(), request.clone());
-        blocking(move || Plan::new(&layout, &request, entries)).await
+        blocking(move || {
+            let found = scan(&layout)?;
+            let pinned = Pinned::read(&layout)?;
+            let chosen = Chosen::of(&found.references, &request, &pinned, |reference| {
+                is_asked_for(&reference.name, &entries)
+            });
+            if let Some(only) = &request.only
+                && !chosen.anything_meant
+            {
+                return Err(unknown(&layout, only));
+            }
+            let everything = request.only.is_none() && request.keep_within.is_none();
+            let removal = Removal {
+                doomed: chosen.doomed,
+                grace: Grace::nothing(everything),
+            };
+            let sweep = Sweep::plan(&layout, found, entries, pinned, &removal)?;
+            let mut report = sweep.report();
+            report.kept.splice(..0, chosen.kept);
+            report.in_use = chosen.in_use;
+            Ok((report, sweep))
+        })
+        .await
     }
 }
 
@@ -130,30 +141,23 @@ pub(super) fn unknown(
     }
 }
 
-/// What will be removed.
-#[derive(Debug)]
-struct Plan {
-    images: Vec<String>,
+/// Which images are meant, and what is to become of them.
+#[derive(Debug, Default)]
+struct Chosen {
+    doomed: BTreeSet<usize>,
     kept: Vec<String>,
-    manifests: Vec<SizedFile>,
-    blobs: Vec<SizedFile>,
-    leftovers: Vec<SizedFile>,
-    quarantined: Vec<SizedFile>,
-    /// Keys of the index that name nothing then.
-    keys: Vec<String>,
+    in_use: Vec<String>,
+    anything_meant: bool,
 }
 
-impl Plan {
-    fn new(layout: &Layout, request: &CleanRequest, entries: Entries) -> Result<Self> {
-        let found = scan(layout)?;
+impl Chosen {
+    fn of(
+        references: &[StoredReference],
+        request: &CleanRequest,
+        pinned: &Pinned,
+        is_asked_for: impl Fn(&StoredReference) -> bool,
+    ) -> Self {
         let now = SystemTime::now();
-        let is_meant = |reference: &StoredReference| match &request.only {
-            None => true,
-            Some((repository, None)) => reference.name.repository == *repository,
-            Some((repository, Some(wanted))) => {
-                reference.name.repository == *repository && reference.name.reference == *wanted
-            }
-        };
         // A time in the future (the clock was set back) counts as recent.
         let is_recent = |reference: &StoredReference| {
             request.keep_within.is_some_and(|limit| {
@@ -161,144 +165,42 @@ impl Plan {
                     .map_or(true, |age| age <= limit)
             })
         };
-        let (mut doomed, mut kept) = (BTreeSet::new(), Vec::new());
-        let mut roots = Vec::new();
-        let mut anything_meant = false;
-        for (position, reference) in found.references.iter().enumerate() {
-            let asked_for = is_asked_for(&reference.name, &entries);
-            let named = request
-                .only
-                .as_ref()
-                .is_some_and(|(_, name)| name.is_some());
-            let meant = is_meant(reference) && (asked_for || named);
-            anything_meant |= meant;
-            if meant && !is_recent(reference) {
-                doomed.insert(position);
-            } else if asked_for {
-                roots.push(position);
-            }
-            if meant && is_recent(reference) {
-                kept.push(reference.name.to_string());
-            }
-        }
-        if let Some(only) = &request.only
-            && !anything_meant
-        {
-            return Err(unknown(layout, only));
-        }
-        let marks = Marks::walk(&found.references, roots, &doomed)?;
-        let mut plan = Self {
-            images: Vec::new(),
-            kept,
-            manifests: Vec::new(),
-            blobs: Vec::new(),
-            leftovers: Vec::new(),
-            quarantined: Vec::new(),
-            keys: Vec::new(),
-        };
-        let mut stays = HashSet::new();
-        for (position, reference) in found.references.iter().enumerate() {
-            let name = reference.name.to_string();
-            let key = index_key(&reference.name.repository, &reference.name.reference);
-            if marks.manifests.contains(&position) {
-                if doomed.contains(&position) {
-                    plan.kept.push(name);
-                }
-                stays.insert(key);
+        let mut chosen = Self::default();
+        for (position, reference) in references.iter().enumerate() {
+            if !request.means(reference, &is_asked_for) {
                 continue;
             }
-            if doomed.contains(&position) {
-                plan.images.push(name);
+            chosen.anything_meant = true;
+            let name = reference.name.to_string();
+            if pinned.images.contains(&name) {
+                chosen.in_use.push(name);
+            } else if is_recent(reference) {
+                chosen.kept.push(name);
+            } else {
+                chosen.doomed.insert(position);
             }
-            plan.manifests.extend(sized(&reference.path)?);
         }
-        plan.keys = entries
-            .into_keys()
-            .filter(|key| !stays.contains(key))
-            .collect();
-        for path in found.leftovers {
-            plan.leftovers.extend(sized(&path)?);
-        }
-        plan.leftovers.extend(files_in(layout.root(), |name| {
-            name.starts_with(TEMPORARY_PREFIX)
-        })?);
-        plan.leftovers
-            .extend(notes(layout, request.only.is_none())?);
-        let everything = request.only.is_none() && request.keep_within.is_none();
-        plan.quarantined = quarantine::to_be_removed(layout, everything)?;
-        plan.blobs = unreached_blobs(layout, &marks.blobs)?;
-        Ok(plan)
-    }
-
-    fn report(&self) -> CleanReport {
-        let all = [
-            &self.manifests,
-            &self.blobs,
-            &self.leftovers,
-            &self.quarantined,
-        ];
-        CleanReport {
-            images: self.images.clone(),
-            kept: self.kept.clone(),
-            manifests: self.manifests.len() as u64,
-            blobs: self.blobs.len() as u64,
-            bytes: all.into_iter().flatten().map(|(_, size)| size).sum(),
-        }
-    }
-
-    /// Removes the files and tells what changes in the index.
-    fn execute(self, layout: &Layout) -> Result<Vec<Change>> {
-        let remove_by = |files: &[SizedFile], remove: fn(&Path) -> io::Result<()>| {
-            files.iter().try_for_each(|(path, _)| match remove(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(Error::writing("remove", path, 0, error))
-                }
-                _ => Ok(()),
-            })
-        };
-        let remove = |files: &[SizedFile]| remove_by(files, |path| fs::remove_file(path));
-        remove(&self.manifests)?;
-        if !self.manifests.is_empty() {
-            let root = layout.root();
-            fs::File::open(root)
-                .and_then(|volume| rustix::fs::syncfs(&volume).map_err(Into::into))
-                .map_err(|source| Error::writing("sync", root, 0, source))?;
-        }
-        remove(&self.blobs)?;
-        remove(&self.leftovers)?;
-        remove_by(&self.quarantined, quarantine::remove)?;
-        remove_empty_folders(layout);
-        Ok(self.keys.into_iter().map(Change::Remove).collect())
+        chosen
     }
 }
 
-/// Whether a file among the partials only tells about one.
-fn is_note(name: &str) -> bool {
-    name.ends_with(STATE_SUFFIX) || name.starts_with(TEMPORARY_PREFIX)
-}
-
-/// Notes about what was not finished: of downloads, and of uploads that nobody will go on with.
-fn notes(layout: &Layout, all: bool) -> Result<Vec<SizedFile>> {
-    let mut found = files_in(&layout.partials(), is_note)?;
-    for (path, size) in files_in(&layout.uploads(), |_| true)? {
-        if all || uploads::is_old(&path) {
-            found.push((path, size));
+impl CleanRequest {
+    /// Whether an image is to go: one that somebody asked for, or that is named right here.
+    fn means(
+        &self,
+        reference: &StoredReference,
+        is_asked_for: impl Fn(&StoredReference) -> bool,
+    ) -> bool {
+        match &self.only {
+            None => is_asked_for(reference),
+            Some((repository, None)) => {
+                reference.name.repository == *repository && is_asked_for(reference)
+            }
+            Some((repository, Some(wanted))) => {
+                reference.name.repository == *repository && reference.name.reference == *wanted
+            }
         }
     }
-    Ok(found)
-}
-
-/// Blobs without a mark, and everything that was not finished: nobody else is at work.
-fn unreached_blobs(layout: &Layout, reached: &HashSet<Digest>) -> Result<Vec<SizedFile>> {
-    let mut found = files_in(&layout.partials(), |name| !is_note(name))?;
-    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-        found.extend(files_in(&layout.blobs(algorithm), |name| {
-            format!("{}:{name}", algorithm.name())
-                .parse::<Digest>()
-                .is_ok_and(|digest| !reached.contains(&digest))
-        })?);
-    }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -311,7 +213,7 @@ mod tests {
         Fixture, blob, config, fixture, image, index_of, layer, put, raw, store_small, stored,
     };
     use super::*;
-    use crate::image::MediaType;
+    use crate::{cache::Claim, image::MediaType};
 
     fn only(repository: &str, reference: Option<&str>) -> CleanRequest {
         CleanRequest {
@@ -361,7 +263,8 @@ mod tests {
     async fn cleaning_everything_leaves_no_blob_and_no_manifest() {
         let fixture = filled().await;
         let root = fixture.cache.directory().to_owned();
-        for leftover in [".tmp-1", "manifests/app/.tmp-2", "blobs/.partial/sha256:3"] {
+        let partial = format!("blobs/.partial/{}", layer(b"interrupted").digest);
+        for leftover in [".tmp-1", "manifests/app/.tmp-2", &partial] {
             File::create(root.join(leftover)).unwrap();
         }
         File::create(root.join("blobs/sha256/notes.txt")).unwrap();
@@ -561,22 +464,55 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unfinished_download_keeps_the_cache_in_use() {
+    async fn an_unfinished_download_stays_while_somebody_works_on_it() {
         let fixture = filled().await;
-        let claim = fixture.cache.claim_blob(&layer(b"slow")).await.unwrap();
-        let wait = Duration::from_millis(10);
-        let refused = fixture
-            .cache
-            .clean_within(&CleanRequest::default(), wait)
-            .await;
-        assert!(matches!(refused, Err(Error::CacheInUse { .. })));
-        drop(claim);
-        // The thrown away download is removed in the background.
-        let wait = Duration::from_secs(5);
-        fixture
-            .cache
-            .clean_within(&CleanRequest::default(), wait)
+        let content = vec![7; 2 << 20];
+        let descriptor = layer(&content);
+        let claim = fixture.cache.claim_blob(&descriptor).await.unwrap();
+        let Claim::Fetch(writer) = claim else {
+            panic!("nobody has fetched it")
+        };
+        let other = fixture.reopened();
+        assert_eq!(
+            other
+                .clean(&CleanRequest::default())
+                .await
+                .unwrap()
+                .images
+                .len(),
+            3
+        );
+        writer.write_at(0, content.into()).await.unwrap();
+        writer.finish().await.unwrap();
+        assert!(fixture.cache.has_blob(&descriptor).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_living_run_has_pinned_stays_and_is_named() {
+        let fixture = filled().await;
+        let blob = layer(b"of no image yet");
+        let names = ["app:1".parse().unwrap()];
+        let lease = fixture.cache.lease(&names, [&blob.digest]).await.unwrap();
+        put(&fixture.cache, &blob, b"of no image yet")
             .await
             .unwrap();
+        let other = fixture.reopened();
+        for dry_run in [true, false] {
+            let request = CleanRequest {
+                dry_run,
+                ..CleanRequest::default()
+            };
+            let report = other.clean(&request).await.unwrap();
+            assert_eq!(report.in_use, ["app:1"]);
+            assert_eq!(report.images, ["app:2", "team/multi:1"]);
+        }
+        let error = other.clean(&only("app", Some("2"))).await.unwrap_err();
+        assert!(matches!(error, Error::CachedImageUnknown { .. }), "{error}");
+        assert_eq!(self::names(&fixture).await, ["app:1"]);
+        assert!(fixture.cache.has_blob(&blob).await.unwrap());
+        drop(lease);
+        let report = other.clean(&CleanRequest::default()).await.unwrap();
+        assert_eq!((report.in_use.len(), report.images.len()), (0, 1));
+        assert_eq!(fixture.files(), ["index.json"]);
     }
 }

@@ -388,6 +388,7 @@ async fn paths_of_a_hostile_index_are_never_followed() {
     let victim = fixture.folder.path().join("victim");
     fs::copy(fixture.path(b"one"), &victim).unwrap();
     let path = fixture.root().join("index.json");
+    fixture.flush();
     let text = fs::read_to_string(&path).unwrap();
     let hostile = text
         .replace("manifests/app/1", "../victim")

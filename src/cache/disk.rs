@@ -8,7 +8,10 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -248,6 +251,15 @@ pub(super) fn sized(path: &Path) -> Result<Option<SizedFile>> {
     }
 }
 
+/// Which start of which system this is; none where the system does not say.
+pub(super) fn boot_id() -> Option<&'static str> {
+    static BOOT_ID: OnceLock<Option<String>> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    BOOT_ID
+        .get_or_init(|| read().map(|id| id.trim().to_owned()))
+        .as_deref()
+}
+
 /// What is left on a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FreeSpace {
@@ -255,17 +267,40 @@ pub enum FreeSpace {
     Bytes(u64),
     /// So many bytes, but no file can be created.
     NoInodes(u64),
+    /// The volume may have more, but the cache has a largest size.
+    Allowed(u64),
     /// The volume does not say.
     Unknown,
 }
 
 impl FreeSpace {
+    /// How many bytes, where that is known.
+    pub(super) const fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) | Self::NoInodes(bytes) | Self::Allowed(bytes) => Some(bytes),
+            Self::Unknown => None,
+        }
+    }
+
+    /// The same without what is promised to others.
+    pub(super) const fn less(self, promised: u64) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(bytes.saturating_sub(promised)),
+            Self::NoInodes(bytes) => Self::NoInodes(bytes.saturating_sub(promised)),
+            Self::Allowed(bytes) => Self::Allowed(bytes.saturating_sub(promised)),
+            Self::Unknown => Self::Unknown,
+        }
+    }
+
+    /// Size of the volume of the nearest existing folder of `path`, in bytes.
+    pub(super) fn volume(path: &Path) -> Option<u64> {
+        let volume = statvfs(path)?;
+        Some(volume.f_blocks.saturating_mul(volume.f_frsize))
+    }
+
     /// Of the volume of the nearest existing folder of `path`.
     pub(super) fn of(path: &Path) -> Self {
-        let Some(volume) = path
-            .ancestors()
-            .find_map(|ancestor| rustix::fs::statvfs(ancestor).ok())
-        else {
+        let Some(volume) = statvfs(path) else {
             return Self::Unknown;
         };
         let bytes = volume.f_bavail.saturating_mul(volume.f_frsize);
@@ -278,6 +313,11 @@ impl FreeSpace {
     }
 }
 
+fn statvfs(path: &Path) -> Option<rustix::fs::StatVfs> {
+    path.ancestors()
+        .find_map(|ancestor| rustix::fs::statvfs(ancestor).ok())
+}
+
 impl fmt::Display for FreeSpace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -285,6 +325,11 @@ impl fmt::Display for FreeSpace {
             Self::NoInodes(bytes) => write!(
                 formatter,
                 "{} are free, but no inode for another file",
+                ByteSize(*bytes)
+            ),
+            Self::Allowed(bytes) => write!(
+                formatter,
+                "{} are left of the largest size that the cache may have",
                 ByteSize(*bytes)
             ),
             Self::Unknown => formatter.write_str("how much is free is unknown"),
@@ -295,15 +340,13 @@ impl fmt::Display for FreeSpace {
 /// Fails if the volume of `path` has fewer bytes left: better now than after half of them.
 pub(super) fn require_space(path: &Path, needed: u64) -> Result<()> {
     let free = FreeSpace::of(path);
-    match free {
-        FreeSpace::Bytes(bytes) | FreeSpace::NoInodes(bytes) if bytes < needed => {
-            Err(Error::CacheFull {
-                operation: "write",
-                path: path.to_owned(),
-                needed,
-                free,
-            })
-        }
-        FreeSpace::Bytes(_) | FreeSpace::NoInodes(_) | FreeSpace::Unknown => Ok(()),
+    if free.bytes().is_some_and(|bytes| bytes < needed) {
+        return Err(Error::CacheFull {
+            operation: "write",
+            path: path.to_owned(),
+            needed,
+            free,
+        });
     }
+    Ok(())
 }

@@ -33,6 +33,10 @@ pub struct CacheEntry {
     /// Whether it is here only as a child of an index. Absent means that somebody asked for it by this name.
     #[serde(default, skip_serializing_if = "is_false")]
     pub child: bool,
+    /// Whether it is here only because it was on its way to other places: it leaves when its room is needed. Absent means
+    /// that somebody wants to have it here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub transit: bool,
     /// What the image names and its source did not have, by digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
@@ -86,6 +90,7 @@ impl CacheEntry {
             blobs: BTreeMap::new(),
             registry: None,
             child: false,
+            transit: false,
             missing: Vec::new(),
             other: Map::new(),
         };
@@ -151,6 +156,7 @@ impl CacheEntry {
         }
         // Asked for by name once, it stays so until it is cleaned by name.
         self.child &= former.child;
+        self.transit = former.transit && (self.transit || self.registry.is_none());
         // Without an origin it was made from the files, which know nothing of the source.
         if self.registry.is_none() {
             self.registry = former.registry;

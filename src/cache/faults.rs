@@ -15,37 +15,11 @@ use crate::{
 
 use super::{
     Cache, Claim, CleanRequest, Error, VerifyRequest,
-    testing::{Messages, config, image, layer, put, read, store_small, stored},
+    testing::{Messages, config, image, layer, on_a_volume, open, put, read, store_small, stored},
 };
 
-/// Where the second process finds its volume.
-const VOLUME: &str = "IMAGE_PUSHER_TEST_VOLUME";
-
-/// The folder of the volume in the process that has one. In the one that has none, runs the test in the other and returns
-/// nothing.
 fn volume(test: &str, options: &str) -> Option<PathBuf> {
-    if let Some(folder) = std::env::var_os(VOLUME) {
-        return Some(folder.into());
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
-        .arg("mount -t tmpfs -o \"$1\" none \"$2\"; exec \"$3\" --exact --nocapture \"$4\"")
-        .args(["sh", options])
-        .arg(folder.path())
-        .arg(std::env::current_exe().unwrap())
-        .arg(format!("cache::faults::{test}"))
-        .env(VOLUME, folder.path())
-        .output()
-        .unwrap();
-    let said = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("1 passed"), "the test did not run: {said}");
-    None
+    on_a_volume("cache::faults", test, options)
 }
 
 fn remount_read_only(volume: &Path) {
@@ -78,12 +52,6 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found
-}
-
-fn open(volume: &Path) -> (Cache, Messages) {
-    let messages = Messages::default();
-    let cache = Cache::open(volume.join("cache"), OutputManager::new(messages.clone())).unwrap();
-    (cache, messages)
 }
 
 fn assert_unwritable<T: std::fmt::Debug>(result: Result<T, Error>, path: &Path) {
@@ -307,9 +275,11 @@ async fn an_image_is_complete_even_if_its_entry_cannot_be_written() {
         store_small(&cache, "app", &number.to_string(), &[number]).await;
     }
     let new = image(&cache, &config("new", "amd64"), &[b"new"]).await;
+    cache.flush_index().await;
     // Room for a manifest, not for the index, which has a kibibyte for each image.
     let ballast = fill(&volume, 16 * 1024);
     cache.store_image(stored("app", "new", &new)).await.unwrap();
+    cache.flush_index().await;
     assert_eq!(
         messages.count("index could not be written"),
         1,
@@ -321,6 +291,7 @@ async fn an_image_is_complete_even_if_its_entry_cannot_be_written() {
     std::fs::remove_file(&ballast).unwrap();
     // The next write brings the lost entry along.
     store_small(&cache, "app", "last", b"last").await;
+    cache.flush_index().await;
     let index = std::fs::read_to_string(cache.directory().join("index.json")).unwrap();
     assert!(index.contains("\"app/new\"") && index.contains("\"app/last\""));
 }

@@ -2,15 +2,19 @@
 //!
 //! It is a projection of `manifests/` and `blobs/`. It remembers where an image came from, but is never asked whether
 //! something exists or where: damaged, hostile or missing, it is built anew with one warning. Changes of several images
-//! that end at the same time are written together, read-merge-write under the index's lock.
+//! that end within two seconds are written together, read-merge-write under the index's lock; whoever asks this process
+//! meanwhile hears of those that wait as well.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::Metadata,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     image::{Manifest, Reference, Repository},
@@ -29,6 +33,9 @@ use super::{
 /// A file of this size describes some 100,000 images of ten layers; a larger one is not ours.
 const MAX_INDEX_SIZE: u64 = 256 * 1024 * 1024;
 
+/// Between two writes of a process: a run of many images must not write a file of megabytes for each of them.
+const WRITTEN_EVERY: Duration = Duration::from_secs(2);
+
 /// The entries by their keys.
 pub(super) type Entries = BTreeMap<String, CacheEntry>;
 
@@ -44,6 +51,7 @@ pub(super) enum Change {
 pub(super) struct Index {
     loaded: tokio::sync::Mutex<Loaded>,
     pending: Mutex<Pending>,
+    flushing: Mutex<JoinSet<()>>,
 }
 
 /// What was read last, and from which file.
@@ -53,16 +61,27 @@ struct Loaded {
     file: Seen,
     /// Whether the entries say more than the file.
     unsaved: bool,
-    /// The youngest change that is in the file.
-    written: u64,
+    /// How many of the changes that wait are in the entries.
+    merged: usize,
 }
 
 /// Changes that wait for the next write.
 #[derive(Debug, Default)]
 struct Pending {
     changes: Vec<Change>,
-    /// Number of the youngest change.
-    requested: u64,
+    written: Option<Instant>,
+    /// Whether somebody will write them.
+    is_scheduled: bool,
+}
+
+/// When changes are to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    Now,
+    /// By the caller.
+    At(Instant),
+    /// Somebody else will do it.
+    Scheduled,
 }
 
 /// What was seen of the file.
@@ -136,7 +155,7 @@ impl Index {
         if self.refreshed(layout, output).await?.file.is_file() {
             return Ok(());
         }
-        self.apply(Vec::new(), layout, locks, output).await
+        self.write(layout, locks, output).await
     }
 
     /// All entries.
@@ -153,88 +172,107 @@ impl Index {
         let (layout, output) = (layout.clone(), output.clone());
         // Taken out for the time of reading: if this future is dropped, the next one reads the file again.
         let mut state = std::mem::take(&mut *loaded);
-        let written = state.written;
-        loaded.written = written;
         *loaded = blocking(move || {
             refresh(&layout, &output, &mut state)?;
             Ok(state)
         })
         .await?;
+        let waiting = self.waiting(loaded.merged);
+        loaded.merge(waiting);
         Ok(loaded)
     }
 
-    /// Writes changes, together with those of others that wait.
-    pub(super) async fn apply(
+    /// Adds changes to those that wait, and tells when they are to be written.
+    pub(super) fn change(&self, changes: Vec<Change>) -> Due {
+        let mut pending = self.pending();
+        pending.changes.extend(changes);
+        let due = pending.written.map(|written| written + WRITTEN_EVERY);
+        match due.filter(|due| *due > Instant::now()) {
+            None => Due::Now,
+            Some(_) if pending.is_scheduled => Due::Scheduled,
+            Some(due) => {
+                pending.is_scheduled = true;
+                Due::At(due)
+            }
+        }
+    }
+
+    /// Lets the future run that will write what waits.
+    pub(super) fn later(&self, flush: impl Future<Output = ()> + Send + 'static) {
+        let mut flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        while flushing.try_join_next().is_some() {}
+        flushing.spawn(flush);
+    }
+
+    /// Writes what waits.
+    pub(super) async fn flush(
         &self,
-        changes: Vec<Change>,
         layout: &Layout,
         locks: &Locks,
         output: &OutputManager,
     ) -> Result<()> {
-        let ticket = self.enqueue(changes);
-        let mut loaded = self.loaded.lock().await;
-        if loaded.written >= ticket {
-            return Ok(());
+        {
+            let mut pending = self.pending();
+            pending.is_scheduled = false;
+            if pending.changes.is_empty() {
+                return Ok(());
+            }
         }
+        self.write(layout, locks, output).await
+    }
+
+    async fn write(&self, layout: &Layout, locks: &Locks, output: &OutputManager) -> Result<()> {
+        let mut loaded = self.loaded.lock().await;
         let lock = locks.exclusive(LockName::Index, output).await?;
-        let (batch, covers) = self.take_pending();
         let (layout, output) = (layout.clone(), output.clone());
         let mut state = std::mem::take(&mut *loaded);
-        loaded.written = state.written;
-        let outcome = blocking(move || {
+        let waiting = self.waiting(0);
+        let count = waiting.len();
+        state = blocking(move || {
             // Dropped when the file is written, even if nobody waits for that any more.
             let _lock = lock;
-            let written = write_batch(&layout, &output, &mut state, &batch);
-            Ok((state, batch, written))
+            refresh(&layout, &output, &mut state)?;
+            let merged = state.merged;
+            state.merge(waiting.into_iter().skip(merged).collect());
+            save(&layout, &mut state)?;
+            Ok(state)
         })
-        .await;
-        let (state, batch, result) = outcome?;
-        match result {
-            Ok(()) => {
-                *loaded = Loaded {
-                    written: covers,
-                    ..state
-                };
-                Ok(())
-            }
-            Err(error) => {
-                self.put_back(batch);
-                Err(error)
-            }
-        }
+        .await?;
+        let mut pending = self.pending();
+        pending.changes.drain(..count);
+        pending.written = Some(Instant::now());
+        state.merged = 0;
+        *loaded = state;
+        Ok(())
     }
 
-    fn enqueue(&self, changes: Vec<Change>) -> u64 {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.changes.extend(changes);
-        pending.requested += 1;
-        pending.requested
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_pending(&self) -> (Vec<Change>, u64) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        (std::mem::take(&mut pending.changes), pending.requested)
-    }
-
-    /// Keeps changes that could not be written for the next attempt, before those that came meanwhile.
-    fn put_back(&self, mut batch: Vec<Change>) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        batch.append(&mut pending.changes);
-        pending.changes = batch;
+    /// The changes that wait, without the first `merged` ones. They stay until they are written.
+    fn waiting(&self, merged: usize) -> Vec<Change> {
+        self.pending()
+            .changes
+            .iter()
+            .skip(merged)
+            .cloned()
+            .collect()
     }
 }
 
-/// Merges changes into the file.
-fn write_batch(
-    layout: &Layout,
-    output: &OutputManager,
-    state: &mut Loaded,
-    batch: &[Change],
-) -> Result<()> {
-    refresh(layout, output, state)?;
-    for change in batch {
-        state.unsaved |= merge(&mut state.entries, change.clone());
+impl Loaded {
+    /// Makes changes that wait.
+    fn merge(&mut self, changes: Vec<Change>) {
+        self.merged += changes.len();
+        for change in changes {
+            self.unsaved |= merge(&mut self.entries, change);
+        }
     }
+}
+
+/// Writes the entries, if they say more than the file.
+fn save(layout: &Layout, state: &mut Loaded) -> Result<()> {
     if !state.unsaved && state.file.is_file() {
         return Ok(());
     }
@@ -274,6 +312,7 @@ fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Resul
     if state.file == file {
         return Ok(());
     }
+    state.merged = 0;
     let (former, trouble) = match read_small(&path, MAX_INDEX_SIZE)? {
         None => (Entries::new(), "is missing".to_owned()),
         Some(Err(size)) => (Entries::new(), format!("has {size} bytes")),
@@ -516,9 +555,12 @@ mod tests {
                     .ino()
             })
         };
+        fixture.flush();
         let before = inode();
         store_small(&fixture.cache, "app", "1", b"one").await;
-        store_small(&fixture.reopened(), "app", "1", b"one").await;
+        let other = fixture.reopened();
+        store_small(&other, "app", "1", b"one").await;
+        other.flush_index().await;
         assert_eq!(inode(), before);
     }
 }

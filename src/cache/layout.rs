@@ -8,6 +8,8 @@
 //! blobs/.partial/{digest}                  on its way, with notes for a later run in {digest}.state
 //! blobs/.partial/{run}, {run}-{n}          entries of an archive, on their way
 //! .locks/                                  never deleted
+//! .leases/                                 what runs that are alive need
+//! .trash/                                  removed, and about to be given back to the system
 //! .quarantine/                             what `verify` found wrong, until `clean`
 //! .state/archives/                         which archives were extracted; never trusted for existence
 //! .state/uploads/                          which uploads were begun
@@ -101,6 +103,16 @@ impl Layout {
     /// Where wrong files go.
     pub(super) fn quarantine(&self) -> PathBuf {
         self.root.join(".quarantine")
+    }
+
+    /// What runs that are alive need.
+    pub(super) fn leases(&self) -> PathBuf {
+        self.root.join(".leases")
+    }
+
+    /// What was removed and not yet given back to the system.
+    pub(super) fn trash(&self) -> PathBuf {
+        self.root.join(".trash")
     }
 
     pub(super) fn locks(&self) -> PathBuf {

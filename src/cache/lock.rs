@@ -147,6 +147,21 @@ impl Locks {
         })
     }
 
+    /// Takes a lock alone if nobody has it, in this process or another. Blocks, but never waits.
+    pub(super) fn try_exclusive(&self, name: LockName<'_>) -> Result<Option<Held>> {
+        let path = self.path(name);
+        let file =
+            open_lock(&path).map_err(|source| Error::writing("open the lock", &path, 0, source))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Held {
+                _file: file,
+                _turn: None,
+            })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(source)) => Err(Error::reading("lock", &path, source)),
+        }
+    }
+
     /// Takes part in the use of the cache, creating its folders.
     pub(super) async fn use_shared(&self, output: &OutputManager) -> Result<StoreGuard> {
         let file = self.open(LockName::Store).await?;

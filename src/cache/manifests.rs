@@ -160,18 +160,22 @@ fn write_file(path: &Path, manifest: &RawManifest) -> Result<()> {
     if let Some(Ok(present)) = read_small(path, MAX_MANIFEST_SIZE)?
         && present == *manifest.bytes()
     {
-        // A failure costs nothing but an earlier end under `--keep-within`.
-        if let Ok(Some((file, _))) = open_regular(path)
-            && let Err(error) = file.set_modified(SystemTime::now())
-        {
-            tracing::debug!(path = %path.display(), %error, "the time of last use was not noted");
-        }
+        touch(path);
         return Ok(());
     }
     let folder = path.parent().unwrap_or(path);
     Temporary::write(folder, manifest.bytes())?
         .rename(path)
         .map_err(|source| Error::writing("rename a new file to", path, manifest.size(), source))
+}
+
+/// Notes that an image was used now. A failure costs nothing but an earlier end of the image.
+pub(super) fn touch(path: &Path) {
+    if let Ok(Some((file, _))) = open_regular(path)
+        && let Err(error) = file.set_modified(SystemTime::now())
+    {
+        tracing::debug!(path = %path.display(), %error, "the time of last use was not noted");
+    }
 }
 
 /// A manifest file and the name it stands for.

@@ -3,7 +3,7 @@
 //! This room owns one folder and everything in it. It knows no registry and no cluster; it must never serve bytes that
 //! were not verified, and never name an image whose blobs are not there. Start with [`Cache`]; then `layout` for where
 //! things lie, `writer` and `work` for how a blob gets in, `store` for how an image does, `verify`
-//! for whether all is still right, and `clean` for how it leaves.
+//! for whether all is still right, `lease` for what must stay, and `clean` and `evict` for how it leaves.
 //!
 //! Opening a cache creates nothing and reads nothing: `list` and pushing from it work on a read-only volume. The folders
 //! come with the first write.
@@ -18,6 +18,7 @@ mod damage;
 mod disk;
 mod entry;
 mod error;
+mod evict;
 mod extractions;
 #[cfg(test)]
 mod faults;
@@ -25,6 +26,7 @@ mod folders;
 mod import;
 mod index;
 mod layout;
+mod lease;
 mod list;
 mod lock;
 mod manifests;
@@ -33,14 +35,18 @@ mod memory;
 mod notes;
 mod partial;
 mod pieces;
+#[cfg(test)]
+mod pressure;
 mod quarantine;
 mod ranges;
 mod reader;
 mod rehash;
 #[cfg(test)]
 mod resumption;
+mod room;
 mod store;
 mod survey;
+mod sweep;
 #[cfg(test)]
 mod testing;
 mod trust;
@@ -66,7 +72,8 @@ use disk::{Temporary, blocking, make_folder};
 use index::Index;
 use layout::Layout;
 use lock::Locks;
-use manifests::{Stored, find_manifest};
+use manifests::{Stored, find_manifest, touch};
+use room::Room;
 
 pub use blobs::Claim;
 pub use clean::{CleanReport, CleanRequest};
@@ -75,10 +82,12 @@ pub use entry::{CacheEntry, CachedBlob};
 pub use error::{Error, Result};
 pub use extractions::{ExtractedImage, FileIdentity, ManifestTree};
 pub use import::{HashedBlob, Import, Spool, UnnamedBlob};
+pub use lease::Lease;
 pub use list::ListedImage;
 pub use lock::StoreGuard;
 pub use memory::Memory;
 pub use reader::BlobReader;
+pub use room::CacheLimit;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
 pub use uploads::UploadNote;
 pub use verify::{
@@ -103,6 +112,7 @@ struct Shared {
     layout: Layout,
     locks: Locks,
     barrier: Barrier,
+    room: Room,
     /// Held by whoever reads a blob to see whether it is right.
     reading: Mutex<()>,
 }
@@ -122,6 +132,7 @@ impl Cache {
             locks: Locks::new(layout.clone()),
             layout,
             barrier: Barrier::default(),
+            room: Room::default(),
             reading: Mutex::default(),
         };
         Ok(Self {
@@ -220,6 +231,24 @@ impl Cache {
             .iter()
             .filter_map(|digest| digest.parse().ok())
             .collect()
+    }
+
+    /// Whether an image is here only because it was on its way to other places.
+    pub async fn is_in_transit(&self, repository: &Repository, reference: &Reference) -> bool {
+        let entry = self.entry(repository, reference).await;
+        entry.is_some_and(|entry| entry.transit)
+    }
+
+    /// Notes that an image was used. A failure costs nothing but an earlier end of the image.
+    pub async fn touch(&self, repository: &Repository, reference: &Reference) -> Result<()> {
+        let layout = self.shared.layout.clone();
+        let (repository, reference) = (repository.clone(), reference.clone());
+        blocking(move || {
+            let (path, _) = find_manifest(&layout, &repository, &reference)?;
+            touch(&path);
+            Ok(())
+        })
+        .await
     }
 
     async fn entry(&self, repository: &Repository, reference: &Reference) -> Option<CacheEntry> {

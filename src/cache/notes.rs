@@ -11,7 +11,6 @@ use std::{
     io::{self, Write},
     ops::Range,
     path::PathBuf,
-    sync::OnceLock,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -24,7 +23,7 @@ use sha2::{
 use crate::image::{Algorithm, Descriptor, Digest, Hasher};
 
 use super::{
-    disk::{Temporary, is_ours, open_regular, read_small, remove_leftover},
+    disk::{Temporary, boot_id, is_ours, open_regular, read_small, remove_leftover},
     error::Result,
     ranges::Ranges,
 };
@@ -318,15 +317,6 @@ pub(super) fn unsealed(line: &[u8]) -> Option<&str> {
     let line = std::str::from_utf8(line).ok()?;
     let text = line.get(CHECKSUM_DIGITS + 1..)?.strip_suffix('\n')?;
     (sealed(text) == line).then_some(text)
-}
-
-/// Which start of the system this is; none where the system does not say.
-fn boot_id() -> Option<&'static str> {
-    static BOOT_ID: OnceLock<Option<String>> = OnceLock::new();
-    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
-    BOOT_ID
-        .get_or_init(|| read().map(|id| id.trim().to_owned()))
-        .as_deref()
 }
 
 #[cfg(test)]

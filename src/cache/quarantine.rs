@@ -82,7 +82,7 @@ pub(super) fn quarantine(layout: &Layout, path: &Path, name: &str, seen: Identit
 }
 
 /// Makes the folder, unless it is there; what was planted in its place is not moved into.
-fn make_real_folder(folder: &Path) -> Result<()> {
+pub(super) fn make_real_folder(folder: &Path) -> Result<()> {
     let refused = |source| Error::CacheUnwritable {
         operation: "create the folder",
         path: folder.to_owned(),

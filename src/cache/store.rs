@@ -1,7 +1,7 @@
 //! Storing an image whose blobs are in place: barrier, manifests by digest, the reference, the index, in this order. A run
 //! that is killed in between leaves the old image whole or the new one complete.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use crate::{
     error::handlers,
@@ -13,7 +13,7 @@ use super::{
     disk::{blocking, sync_folder},
     entry::CacheEntry,
     error::{Error, Result},
-    index::Change,
+    index::{Change, Due},
     layout::{Layout, relative_manifest},
     lock::LockName,
     manifests::{Stored, find_manifest, make_repository, move_aside, write_by_digest, write_tag},
@@ -42,6 +42,8 @@ pub struct StoredImage {
     /// Whether the root is kept under its digest as well, for those who go on with exactly this image: the tag may stand
     /// for another one by then.
     pub pinned: bool,
+    /// Whether it is here only because it is on its way to other places: then it may leave when its room is needed.
+    pub transit: bool,
 }
 
 impl StoredImage {
@@ -50,6 +52,22 @@ impl StoredImage {
             repository: self.repository.clone(),
             reference: self.reference.clone(),
         }
+    }
+
+    /// The digests of everything: manifests and blobs.
+    fn digests(&self) -> HashSet<Digest> {
+        let manifests = self.manifests().map(|manifest| manifest.digest().clone());
+        let images = self
+            .manifests()
+            .filter_map(|manifest| match manifest.parse() {
+                Ok(Manifest::Image(image)) => Some(image),
+                Ok(Manifest::Index(_)) | Err(_) => None,
+            });
+        let blobs = images.flat_map(|image| {
+            let blobs = image.blobs().map(|blob| blob.digest.clone());
+            blobs.collect::<Vec<_>>()
+        });
+        manifests.chain(blobs).collect()
     }
 
     fn manifests(&self) -> impl Iterator<Item = &RawManifest> {
@@ -94,8 +112,17 @@ impl Cache {
                 actual: image.root.digest().clone(),
             });
         }
-        let store = self.use_shared().await?;
         let image = Arc::new(image);
+        match self.store(Arc::clone(&image)).await {
+            Err(Error::CacheFull { needed, .. }) if self.evict(needed, image.digests()).await? => {
+                self.store(image).await
+            }
+            stored => stored,
+        }
+    }
+
+    async fn store(&self, image: Arc<StoredImage>) -> Result<()> {
+        let store = self.use_shared().await?;
         if self.shared.barrier.is_needed() || !self.is_stored(&image).await? {
             self.shared.barrier.pass(&self.shared.layout).await?;
         }
@@ -124,12 +151,27 @@ impl Cache {
         Ok(())
     }
 
-    /// Writes changes into the index. A failure only warns: the images are worth more than their entries, which can be
-    /// rebuilt.
+    /// Changes the index: soon in the file, at once for whoever asks this process.
     pub(super) async fn update_index(&self, changes: Vec<Change>) {
+        match self.index.change(changes) {
+            Due::Now => self.flush_index().await,
+            Due::Scheduled => {}
+            Due::At(time) => {
+                let cache = self.clone();
+                // Whoever ends before that writes it himself.
+                self.index.later(async move {
+                    tokio::time::sleep_until(time).await;
+                    cache.flush_index().await;
+                });
+            }
+        }
+    }
+
+    /// Writes what waits to be written into the index; for the end of a run. A failure only warns: the images are worth more
+    /// than their entries, which can be rebuilt.
+    pub async fn flush_index(&self) {
         let (layout, locks) = (&self.shared.layout, &self.shared.locks);
-        let written = self.index.apply(changes, layout, locks, &self.output).await;
-        if let Err(error) = written {
+        if let Err(error) = self.index.flush(layout, locks, &self.output).await {
             self.warn_of_the_index(&error);
         }
     }
@@ -229,6 +271,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         let mut entry = CacheEntry::describe(layout, &image.repository, &reference, path, child)?;
         entry.registry = Some(image.registry.clone());
         entry.child = true;
+        entry.transit = image.transit;
         entry.missing = image.missing_of(child);
         changes.push(Change::Put(Box::new(entry)));
     }
@@ -251,6 +294,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         &image.root,
     )?;
     entry.registry = Some(image.registry.clone());
+    entry.transit = image.transit;
     entry.missing = image.missing_of(&image.root);
     changes.push(Change::Put(Box::new(entry)));
     Ok(changes)
@@ -520,6 +564,7 @@ mod tests {
         while let Some(done) = tasks.join_next().await {
             done.unwrap();
         }
+        caches[1].flush_index().await;
         assert_eq!(fixture.index().as_object().unwrap().len(), 50);
         assert_eq!(fixture.reopened().list().await.unwrap().len(), 50);
         assert_eq!(

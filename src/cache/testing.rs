@@ -1,6 +1,10 @@
 //! Parts that the tests of this room share: a cache in a temporary folder, images made on the spot, a listener.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -40,6 +44,44 @@ impl Messages {
     }
 }
 
+/// Where the second process finds its volume.
+const VOLUME: &str = "IMAGE_PUSHER_TEST_VOLUME";
+
+/// For tests on disks that are full, small or read-only. Root may write everywhere, so permissions prove nothing: the test
+/// runs again as a process of its own with a small volume in its own mount namespace. The folder of the volume in the process that has one. In the one that has none, runs the test in the other and returns
+/// nothing.
+pub(super) fn on_a_volume(module: &str, test: &str, options: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os(VOLUME) {
+        return Some(folder.into());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
+        .arg("mount -t tmpfs -o \"$1\" none \"$2\"; exec \"$3\" --exact --nocapture \"$4\"")
+        .args(["sh", options])
+        .arg(folder.path())
+        .arg(std::env::current_exe().unwrap())
+        .arg(format!("{module}::{test}"))
+        .env(VOLUME, folder.path())
+        .output()
+        .unwrap();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "the test did not run: {said}");
+    None
+}
+
+/// A cache on a volume.
+pub(super) fn open(volume: &Path) -> (Cache, Messages) {
+    let messages = Messages::default();
+    let cache = Cache::open(volume.join("cache"), OutputManager::new(messages.clone())).unwrap();
+    (cache, messages)
+}
+
 /// A cache in a folder of its own.
 pub(super) struct Fixture {
     pub(super) cache: Cache,
@@ -60,8 +102,14 @@ pub(super) fn fixture() -> Fixture {
 }
 
 impl Fixture {
+    /// What a run does at its end.
+    pub(super) fn flush(&self) {
+        futures::executor::block_on(self.cache.flush_index());
+    }
+
     /// The same folder, as another process would see it.
     pub(super) fn reopened(&self) -> Cache {
+        self.flush();
         Cache::open(
             self.cache.directory(),
             OutputManager::new(self.messages.clone()),
@@ -71,6 +119,7 @@ impl Fixture {
 
     /// Every file of the cache but the lock files, relative, sorted.
     pub(super) fn files(&self) -> Vec<String> {
+        self.flush();
         let root = self.cache.directory();
         let mut found = Vec::new();
         let mut folders = vec![root.to_owned()];
@@ -91,6 +140,7 @@ impl Fixture {
     }
 
     pub(super) fn index(&self) -> Value {
+        self.flush();
         serde_json::from_slice(&std::fs::read(self.cache.directory().join("index.json")).unwrap())
             .unwrap()
     }
@@ -170,6 +220,7 @@ pub(super) fn stored(repository: &str, reference: &str, root: &RawManifest) -> S
         children: Vec::new(),
         missing: Vec::new(),
         pinned: false,
+        transit: false,
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     arrival::{Arrival, End, Failure, State},
     disk::{Temporary, make_folder, sync_folder},
     error::{Error, Result},
-    lock::{Held, StoreGuard},
+    lock::Held,
     memory::Memory,
     notes::{Hashed, Notes},
     partial::{Partial, WORTH_KEEPING},
@@ -50,20 +50,14 @@ const CHECKPOINT_EVERY: u64 = 64 * 1024 * 1024;
 /// Bytes that must be left to be hashed: near its end a blob is whole before it could be interrupted.
 const WORTH_A_CHECKPOINT: u64 = 16 * 1024 * 1024;
 
-/// What a claim holds until its file has its name, is removed or left for a later run.
-#[derive(Debug)]
-pub(super) struct ClaimLocks {
-    pub(super) _blob: Held,
-    pub(super) _store: StoreGuard,
-}
-
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) arrival: Arc<Arrival>,
     hashed: Mutex<Hashed>,
     next_checkpoint: AtomicU64,
     notes: Mutex<Notes>,
-    pub(super) claim: Arc<ClaimLocks>,
+    /// The lock of the digest, until the file has its name, is removed or left for a later run.
+    pub(super) claim: Arc<Held>,
 }
 
 /// What a thread is there for.
@@ -87,7 +81,7 @@ impl Work {
         descriptor: Descriptor,
         shared: &Shared,
         memory: Memory,
-        claim: Arc<ClaimLocks>,
+        claim: Arc<Held>,
     ) -> Result<Self> {
         let path = shared.layout.partial(&descriptor.digest);
         let mut notes = Notes::new(shared.layout.partial_state(&descriptor.digest), &descriptor);

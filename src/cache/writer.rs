@@ -17,11 +17,11 @@ use super::{
     blocks::{BLOCK, Block},
     disk::blocking,
     error::{Error, Result},
-    lock::{Held, StoreGuard},
+    lock::Held,
     memory::{Memory, Waiting},
     pieces::{Hold, Room},
     reader::BlobReader,
-    work::{ClaimLocks, Work},
+    work::Work,
 };
 
 /// How far ahead of the hash may be written. What lies between is read back from the page cache; farther apart it would
@@ -57,13 +57,8 @@ impl BlobWriter {
         shared: Arc<Shared>,
         memory: Memory,
         lock: Held,
-        store: StoreGuard,
     ) -> Result<Self> {
-        let claim = ClaimLocks {
-            _blob: lock,
-            _store: store,
-        };
-        let work = Arc::new(Work::begin(descriptor, &shared, memory, Arc::new(claim))?);
+        let work = Arc::new(Work::begin(descriptor, &shared, memory, Arc::new(lock))?);
         let kept = work.arrival.lock().pieces.written().total();
         // What an earlier run left and did not hash. Whoever waits for the hash may have nothing to hand over that would start it.
         work.start();

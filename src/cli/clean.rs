@@ -12,7 +12,7 @@ use crate::{
     output::ByteSize,
 };
 
-use super::{Result, options::CacheOptions, render::Screen};
+use super::{Error, Result, options::CacheOptions, render::Screen};
 
 /// Remove images from the cache: all of them, or those that are named
 #[derive(Debug, Args)]
@@ -73,6 +73,11 @@ impl Clean {
         for image in &report.images {
             screen.output().info(format!("{verb} {image}"));
         }
+        for image in &report.in_use {
+            screen
+                .output()
+                .info(format!("kept {image}: another run works on it"));
+        }
         for image in &report.kept {
             screen.output().info(format!(
                 "kept {image}: pulled recently, or part of another image"
@@ -86,7 +91,14 @@ impl Clean {
         );
         screen.result(
             &text,
-            &json!({ "dryRun": self.dry_run, "images": report.images, "kept": report.kept, "blobs": report.blobs, "bytes": report.bytes }),
-        )
+            &json!({ "dryRun": self.dry_run, "images": report.images, "kept": report.kept, "inUse": report.in_use, "blobs": report.blobs, "bytes": report.bytes }),
+        )?;
+        match report.in_use.len() {
+            0 => Ok(()),
+            images => Err(Error::CachedImagesInUse {
+                directory: cache.directory().display().to_string(),
+                images,
+            }),
+        }
     }
 }

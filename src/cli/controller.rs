@@ -4,9 +4,12 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, builder::FalseyValueParser};
 
-use crate::controller::{self, ControllerOptions};
+use crate::{
+    cache::CacheLimit,
+    controller::{self, ControllerOptions},
+};
 
-use super::Result;
+use super::{Result, options::cache_limit};
 
 /// Run the operator: watch ImageMirror resources and carry them out
 #[derive(Debug, Args)]
@@ -26,6 +29,11 @@ pub(super) struct Controller {
         value_name = "DIR"
     )]
     cache_dir: PathBuf,
+    /// Size that the cached blobs may have, such as 20Gi, or a part of the volume; images that all their destinations have leave
+    /// when room is needed
+    #[arg(long, env = "IMAGE_PUSHER_CACHE_MAX_SIZE", default_value = "80%", value_name = "SIZE|PERCENT",
+        value_parser = cache_limit)]
+    cache_max_size: CacheLimit,
     /// Folder of archives, read only; each namespace has its own below it
     #[arg(long, env = "IMAGE_PUSHER_ARCHIVE_DIR", value_name = "DIR")]
     archive_dir: Option<PathBuf>,
@@ -62,6 +70,7 @@ impl Controller {
     pub(super) async fn run(self) -> Result<()> {
         let options = ControllerOptions {
             cache_dir: self.cache_dir,
+            cache_limit: self.cache_max_size,
             archive_dir: self.archive_dir,
             allow_loopback: self.allow_loopback,
             concurrency: self.concurrency.into(),

@@ -211,6 +211,17 @@ pub enum Error {
         /// How many.
         faults: usize,
     },
+    /// Other runs work on images that were to be removed.
+    #[error(
+        "{images} {} in the cache {directory} stay, since other runs work on them; try again when they are done",
+        if *images == 1 { "image" } else { "images" }
+    )]
+    CachedImagesInUse {
+        /// The folder.
+        directory: String,
+        /// How many.
+        images: usize,
+    },
     /// Standard output could not be written.
     #[error("could not write to standard output")]
     OutputFailed(#[source] std::io::Error),
@@ -302,9 +313,10 @@ impl Classified for Error {
             Self::ImagesFailed { failure, .. } | Self::SomeImagesFailed { failure, .. } => {
                 failure.class
             }
-            Self::OutputFailed(_) | Self::ReportFailed { .. } | Self::CacheDamaged { .. } => {
-                Class::Storage
-            }
+            Self::OutputFailed(_)
+            | Self::ReportFailed { .. }
+            | Self::CacheDamaged { .. }
+            | Self::CachedImagesInUse { .. } => Class::Storage,
             Self::Interrupted => Class::Cancelled,
         }
     }
@@ -321,6 +333,7 @@ impl Classified for Error {
             | Self::SomeImagesFailed { .. }
             | Self::ReportFailed { .. }
             | Self::CacheDamaged { .. }
+            | Self::CachedImagesInUse { .. }
             | Self::OutputFailed(_)
             | Self::Interrupted => self.into(),
         }

@@ -6,7 +6,9 @@ use clap::{ArgAction, Args, ValueEnum, builder::FalseyValueParser};
 use secrecy::SecretString;
 
 use crate::{
+    cache::CacheLimit,
     image::{Reference, Repository},
+    output::parse_quantity,
     transfer::Tar,
 };
 
@@ -92,6 +94,21 @@ pub(super) struct CacheOptions {
         value_name = "DIR"
     )]
     pub(super) cache_dir: PathBuf,
+}
+
+/// A largest size for the cache: bytes as Kubernetes writes them, or a part of the volume.
+pub(super) fn cache_limit(text: &str) -> Result<CacheLimit, String> {
+    let percent = text.strip_suffix('%').map(str::parse::<u8>);
+    match percent {
+        Some(Ok(percent @ 1..=100)) => Ok(CacheLimit::Percent(percent)),
+        Some(_) => Err("expected 1% to 100%".to_owned()),
+        None => parse_quantity(text)
+            .map(|bytes| CacheLimit::Bytes(bytes.get()))
+            .ok_or_else(|| {
+                "expected a size such as 20Gi or 500M, or a part of the volume such as 80%"
+                    .to_owned()
+            }),
+    }
 }
 
 /// Which image at which registry, and how to get in.

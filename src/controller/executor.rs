@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     api::ImageMirrorSpec,
-    cache::{Cache, Memory},
+    cache::{Cache, CacheLimit, Memory},
     mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
     registry::{Hosts, Loopback},
@@ -52,6 +52,7 @@ struct Archives {
 #[derive(Debug)]
 struct Caches {
     folder: PathBuf,
+    limit: CacheLimit,
     by_namespace: Mutex<HashMap<String, Cache>>,
     /// For pieces of blobs on their way, of all namespaces.
     memory: Memory,
@@ -66,11 +67,17 @@ struct Judged {
 }
 
 impl Executor {
-    /// Keeps images below `folder` and looks for archives below `archives`, if there is such a folder.
-    pub(super) fn new(folder: PathBuf, archives: Option<PathBuf>, loopback: Loopback) -> Self {
+    /// Keeps images below `folder`, not more than `limit` of them, and looks for archives below `archives`, if there is such a folder.
+    pub(super) fn new(
+        folder: PathBuf,
+        limit: CacheLimit,
+        archives: Option<PathBuf>,
+        loopback: Loopback,
+    ) -> Self {
         Self {
             caches: Arc::new(Caches {
                 folder,
+                limit,
                 by_namespace: Mutex::default(),
                 memory: Memory::default(),
             }),
@@ -112,7 +119,8 @@ impl Caches {
         }
         let cache = Cache::open(self.folder.join(namespace), OutputManager::silent())
             .map_err(|error| Failure::of(&error))?
-            .with_memory(self.memory.clone());
+            .with_memory(self.memory.clone())
+            .with_limit(self.limit);
         caches.insert(namespace.to_owned(), cache.clone());
         Ok(cache)
     }

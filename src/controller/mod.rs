@@ -48,7 +48,7 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::registry::Loopback;
+use crate::{cache::CacheLimit, registry::Loopback};
 
 pub use error::{Error, Result};
 
@@ -75,6 +75,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 pub struct ControllerOptions {
     /// Folder of the cache.
     pub cache_dir: PathBuf,
+    /// What its blobs must not outgrow.
+    pub cache_limit: CacheLimit,
     /// Folder below which each namespace has its archives, if there are any.
     pub archive_dir: Option<PathBuf>,
     /// Whether mirrors may name registries on this machine, and what registries point to may be here.
@@ -138,6 +140,7 @@ pub async fn run(options: ControllerOptions) -> Result<()> {
     prepare_folder(&options.cache_dir).await?;
     let engine = Arc::new(Executor::new(
         options.cache_dir.clone(),
+        options.cache_limit,
         options.archive_dir.clone(),
         options.loopback(),
     ));

@@ -322,6 +322,17 @@ pub struct ImageName {
     pub reference: Reference,
 }
 
+impl ImageName {
+    /// The name of exactly this image in the same repository.
+    #[must_use]
+    pub fn pinned(&self, digest: &Digest) -> Self {
+        Self {
+            repository: self.repository.clone(),
+            reference: Reference::Digest(digest.clone()),
+        }
+    }
+}
+
 impl FromStr for ImageName {
     type Err = Error;
 

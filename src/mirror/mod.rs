@@ -12,7 +12,6 @@ mod file;
 mod folder;
 mod login;
 mod plan;
-mod rate;
 mod report;
 mod request;
 mod secret;

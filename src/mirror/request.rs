@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    cache::Cache,
+    cache::{self, Cache},
     output::OutputManager,
     registry::{Hosts, Loopback},
-    transfer::{Outcome, Registries, Run, RunReport, TransferOptions},
+    transfer::{ImageJob, Outcome, Registries, Run, RunReport, TransferOptions},
 };
 
 use super::{
@@ -100,11 +100,8 @@ impl MirrorRequest {
                 destinations,
             } => {
                 let timeout = self.timeout;
-                // What is extracted must stay until it is pushed.
-                let _in_use = cache
-                    .use_shared()
-                    .await
-                    .map_err(|error| Error::Archive(Arc::new(error.into())))?;
+                let failed = |error: cache::Error| Error::Archive(Arc::new(error.into()));
+                let in_use = cache.use_shared().await.map_err(failed)?;
                 let folder = self.given.archives.as_ref();
                 let extracted = archive.extract(folder, cache, &self.output);
                 let extracted = timeout_at(deadline, extracted)
@@ -116,10 +113,16 @@ impl MirrorRequest {
                     .unzip();
                 let plan = Plan::new(&images, None, &destinations)
                     .map_err(|error| Error::OfArchive(Box::new(error)))?;
+                // What is extracted must stay until it is pushed.
+                let jobs = plan.jobs.iter();
+                let pinned: Vec<_> = jobs.flat_map(ImageJob::cached_names).collect();
+                let lease = cache.lease_to_read(&pinned, []).await.map_err(failed)?;
+                drop(in_use);
                 let registries = plan.registries(&self.given, self.retry_attempts, &self.output)?;
                 let run = Run::new(cache, registries, self.options, self.output);
                 let run = run.parking(self.given.waits_for_quota);
                 let mut report = run.until(deadline, timeout).execute(&plan.jobs).await;
+                drop(lease);
                 note_extracted(&mut report, &are_new);
                 Ok(report)
             }

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, num::NonZeroU64, time::Duration};
 use crate::{
     api::{self, ImageMirrorSpec, parse_duration},
     image::Digest,
-    output::OutputManager,
+    output::{OutputManager, parse_quantity},
     transfer::{ExistingBlobs, TransferOptions},
 };
 
@@ -18,7 +18,7 @@ use super::{
     archive::ValidatedArchive,
     destination::{ValidatedDestination, destinations},
     plan::Plan,
-    rate, request,
+    request,
     source::{self, ValidatedSource},
 };
 
@@ -211,7 +211,7 @@ fn transfer_options(transfer: &api::Transfer) -> Result<(TransferOptions, u32)> 
 }
 
 fn parse_rate(text: &str) -> Result<NonZeroU64> {
-    rate::parse(text).ok_or_else(|| {
+    parse_quantity(text).ok_or_else(|| {
         invalid(
             "spec.transfer.bandwidthLimit",
             "must be bytes per second such as 500k, 50Mi or 1Gi",

@@ -5,6 +5,7 @@
 //! and JSON renderers in `cli/`, the status of a resource in `controller/`.
 
 mod progress;
+mod quantity;
 mod statistics;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 use crate::image::Digest;
 
 pub use progress::{Progress, ProgressNumbers};
+pub use quantity::parse_quantity;
 pub use statistics::{ByteSize, Statistics, Totals};
 
 /// How important a message is.

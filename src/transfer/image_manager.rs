@@ -2,7 +2,7 @@
 
 use crate::{
     archive::{Choice, StoredArchiveImage},
-    cache::{Cache, StoreGuard},
+    cache::Cache,
     image::{Digest, ImageName, Reference, Repository, RepositoryPath},
     output::OutputManager,
     registry::RegistryClient,
@@ -93,7 +93,7 @@ impl ImageManager {
         auth_token: Option<&str>,
     ) -> Result<()> {
         // What is extracted must stay until it is pushed.
-        let mut _in_use = None;
+        let mut _lease = None;
         let job = match mode {
             OperationMode::ExtractAndCache { tar, images } => {
                 return self.extract(tar, images).await;
@@ -104,14 +104,25 @@ impl ImageManager {
                 repository,
                 reference,
             } => {
-                _in_use = Some(self.use_cache(repository, reference).await?);
-                let (cached, digest) = self
-                    .extract_one(tar, image.as_ref(), repository, reference)
-                    .await?;
-                ImageJob {
+                let fallback = ImageName {
+                    repository: repository.clone(),
+                    reference: reference.clone(),
+                };
+                let failed = |source| Error::Cache {
+                    image: fallback.clone(),
+                    source,
+                };
+                let in_use = self.cache.use_shared().await.map_err(failed)?;
+                let (cached, digest) = self.extract_one(tar, image.as_ref(), &fallback).await?;
+                let job = ImageJob {
                     pinned: Some(digest),
                     ..push_job(cached, repository.path(), reference)
-                }
+                };
+                let names: Vec<_> = job.cached_names().collect();
+                let lease = self.cache.lease_to_read(&names, []).await;
+                _lease = Some(lease.map_err(failed)?);
+                drop(in_use);
+                job
             }
             OperationMode::PushFromCacheUsingManifest {
                 source,
@@ -130,21 +141,6 @@ impl ImageManager {
         self.copy(job, client).await
     }
 
-    async fn use_cache(
-        &self,
-        repository: &Repository,
-        reference: &Reference,
-    ) -> Result<StoreGuard> {
-        let in_use = self.cache.use_shared().await;
-        in_use.map_err(|source| Error::Cache {
-            image: ImageName {
-                repository: repository.clone(),
-                reference: reference.clone(),
-            },
-            source,
-        })
-    }
-
     async fn extract(&mut self, tar: &Tar, images: &TarImages) -> Result<()> {
         self.extracted = tar.extract(images, &self.cache, &self.output).await?;
         Ok(())
@@ -156,13 +152,8 @@ impl ImageManager {
         &mut self,
         tar: &Tar,
         image: Option<&Choice>,
-        repository: &Repository,
-        reference: &Reference,
+        fallback: &ImageName,
     ) -> Result<(ImageName, Digest)> {
-        let fallback = ImageName {
-            repository: repository.clone(),
-            reference: reference.clone(),
-        };
         let images = TarImages::OneToPush {
             choice: image.cloned(),
             fallback: fallback.clone(),
@@ -172,7 +163,7 @@ impl ImageManager {
         let extracted = extracted.ok_or_else(|| Error::CachedImageUnknown {
             image: fallback.clone(),
         })?;
-        let name = extracted.names.first().cloned().unwrap_or(fallback);
+        let name = extracted.names.first().unwrap_or(fallback).clone();
         Ok((name, extracted.digest.clone()))
     }
 
@@ -181,12 +172,8 @@ impl ImageManager {
         let run = Run::new(&self.cache, registries, self.options, self.output.clone());
         // Whoever typed the command waits for it, and can stop it.
         let run = run.parking(true);
-        let in_use = run.use_cache(std::slice::from_ref(&job)).await;
-        let _in_use = in_use.map_err(|source| Error::Cache {
-            image: job.cached.clone(),
-            source,
-        })?;
         let copied = run.copy_in_time(&job).await;
+        self.cache.flush_index().await;
         copied.fetched?;
         copied
             .destinations

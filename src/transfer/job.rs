@@ -144,6 +144,15 @@ pub struct ImageJob {
     pub destinations: Vec<Destination>,
 }
 
+impl ImageJob {
+    /// The names under which the image lies in the cache: its own and, where that is known, its digest.
+    pub fn cached_names(&self) -> impl Iterator<Item = ImageName> {
+        let pinned = self.pinned.as_ref();
+        let pinned = pinned.map(|digest| self.cached.pinned(digest));
+        pinned.into_iter().chain([self.cached.clone()])
+    }
+}
+
 /// What to do about blobs a destination has already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ExistingBlobs {

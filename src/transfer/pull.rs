@@ -3,7 +3,7 @@
 use futures::{FutureExt, TryStreamExt, stream::FuturesUnordered};
 
 use crate::{
-    cache::{BlobWriter, Claim, StoredImage},
+    cache::{BlobWriter, Claim, Lease, StoredImage},
     error::{Class, Classified, handlers},
     image::{Descriptor, Digest, ImageName, RawManifest, Reference},
     output::{ByteSize, Direction},
@@ -23,6 +23,8 @@ pub(super) struct Pull<'a> {
     pub(super) client: &'a RegistryClient,
     pub(super) source: &'a RegistryImage,
     pub(super) cached: &'a ImageName,
+    /// Whether it only passes the cache, on its way to destinations.
+    pub(super) transit: bool,
 }
 
 /// How a blob is fetched.
@@ -73,7 +75,12 @@ impl Pull<'_> {
 
     /// Brings the blobs of an image into the cache and lets the image be seen there. Each blob is announced as it comes, in the
     /// order of [`ImageTree::blobs`]. Tells whether anything was fetched.
-    pub(super) async fn keep(&self, tree: &ImageTree, announcers: Vec<Announcer>) -> Result<bool> {
+    pub(super) async fn keep(
+        &self,
+        tree: &ImageTree,
+        announcers: Vec<Announcer>,
+        lease: &Lease,
+    ) -> Result<bool> {
         // Largest first, many at once: the run's lanes decide how many travel.
         // Lists of futures, not a stream that makes them: a closure over borrows inside one is not `Send` to the compiler
         // (rust-lang/rust#102211), and the operator's runs move between threads. And not one list of all: a hostile image
@@ -83,7 +90,7 @@ impl Pull<'_> {
         loop {
             let crowd = blobs.by_ref().take(BLOBS_AT_ONCE);
             let downloads: FuturesUnordered<_> = crowd
-                .map(|(blob, announcer)| self.fetch_blob(blob, announcer))
+                .map(|(blob, announcer)| self.fetch_blob(blob, announcer, lease))
                 .collect();
             if downloads.is_empty() {
                 break;
@@ -97,6 +104,13 @@ impl Pull<'_> {
         let known = self.is_cached(tree).await?;
         if !known || fetched > 0 {
             self.store(tree).await?;
+        } else {
+            let ImageName {
+                repository,
+                reference,
+            } = self.cached;
+            let touched = self.run.cache.touch(repository, reference).await;
+            touched.map_err(|source| self.cache_error(source))?;
         }
         Ok(!known || fetched > 0)
     }
@@ -110,6 +124,10 @@ impl Pull<'_> {
         let cache = &self.run.cache;
         let origin = cache.origin(repository, reference).await;
         let same_origin = origin.is_some_and(|origin| origin == self.client.address());
+        // One that was on its way to other places is to stay from now on.
+        if !self.transit && cache.is_in_transit(repository, reference).await {
+            return Ok(false);
+        }
         let same_gaps = cache.missing(repository, reference).await == digests(&tree.missing);
         let cached = self.cached_manifest(reference).await?;
         let same_root = cached.is_some_and(|manifest| manifest.has_digest(tree.root.digest()));
@@ -135,6 +153,7 @@ impl Pull<'_> {
             children: tree.children.clone(),
             missing: digests(&tree.missing),
             pinned: false,
+            transit: self.transit,
         };
         self.run
             .cache
@@ -219,7 +238,12 @@ impl Pull<'_> {
     }
 
     /// Brings one blob into the cache, unless it is there; tells whether it travelled.
-    async fn fetch_blob(&self, blob: &Descriptor, announcer: Announcer) -> Result<bool> {
+    async fn fetch_blob(
+        &self,
+        blob: &Descriptor,
+        announcer: Announcer,
+        lease: &Lease,
+    ) -> Result<bool> {
         let Run {
             cache,
             output,
@@ -235,7 +259,7 @@ impl Pull<'_> {
             false
         } else {
             let _slot = roads.source.lanes.slot(blob.size).await;
-            self.fetch_verified(blob, &announcer).await?
+            self.fetch_verified(blob, &announcer, lease).await?
         };
         if travelled {
             known.note(self.client.address(), &self.source.repository, &blob.digest);
@@ -246,9 +270,15 @@ impl Pull<'_> {
 
     /// Fetches a blob, and once more where its bytes were wrong: a proxy may have mangled them, or packed them (registry rule
     /// D2).
-    async fn fetch_verified(&self, blob: &Descriptor, announcer: &Announcer) -> Result<bool> {
+    async fn fetch_verified(
+        &self,
+        blob: &Descriptor,
+        announcer: &Announcer,
+        lease: &Lease,
+    ) -> Result<bool> {
         let source = self.client.blob_download(&self.source.repository, blob);
-        let attempt = self.claim_and_download(blob, &source, announcer, Attempt::First);
+        let claim = (announcer, lease);
+        let attempt = self.claim_and_download(blob, &source, claim, Attempt::First);
         let error = match attempt.await {
             Err(error) if error.class() == Class::Digest => error,
             outcome => return outcome,
@@ -265,8 +295,7 @@ impl Pull<'_> {
             "{}; fetching it once more",
             handlers::message(&error)
         ));
-        self.claim_and_download(blob, &source, announcer, second)
-            .await
+        self.claim_and_download(blob, &source, claim, second).await
     }
 
     /// Fetches a blob, unless another process was faster; tells whether it travelled.
@@ -274,11 +303,13 @@ impl Pull<'_> {
         &self,
         blob: &Descriptor,
         source: &BlobDownload,
-        announcer: &Announcer,
+        (announcer, lease): (&Announcer, &Lease),
         attempt: Attempt,
     ) -> Result<bool> {
         let claim = self.run.cache.claim_blob(blob).await;
-        match claim.map_err(|source| self.cache_error(source))? {
+        let claim = claim.map_err(|source| self.cache_error(source))?;
+        lease.has_arrived(blob);
+        match claim {
             Claim::Present => {
                 self.run.output.existing(&blob.digest, blob.size);
                 Ok(false)

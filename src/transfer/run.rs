@@ -9,7 +9,7 @@ use futures::{
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    cache::{Cache, StoreGuard},
+    cache::{self, Cache, Lease},
     image::{Descriptor, Digest, Reference, RepositoryPath},
     keyed_lock::KeyedLock,
     output::OutputManager,
@@ -111,41 +111,10 @@ impl Run {
 
     /// Works on all jobs and tells what became of each, in their order. Never fails as a whole.
     pub async fn execute(&self, jobs: &[ImageJob]) -> RunReport {
-        let _in_use = match self.use_cache(jobs).await {
-            Ok(guard) => guard,
-            Err(error) => return self.all_failed(jobs, error),
-        };
         // Images begin as others end, in whatever order: one that waits for its registry must not hold up the rest.
         let running: Vec<_> = jobs.iter().map(|job| self.image_report(job)).collect();
         let images = join_all(running).await;
-        RunReport { images }
-    }
-
-    /// Takes part in the use of the cache. Jobs that only push from it need nothing written: the cache may be read-only.
-    pub(super) async fn use_cache(
-        &self,
-        jobs: &[ImageJob],
-    ) -> Result<StoreGuard, crate::cache::Error> {
-        if jobs.iter().any(|job| job.source.is_some()) {
-            self.cache.use_shared().await
-        } else {
-            self.cache.read_shared().await
-        }
-    }
-
-    /// A cache that cannot be used fails every image in the same way.
-    fn all_failed(&self, jobs: &[ImageJob], error: crate::cache::Error) -> RunReport {
-        let Some(first) = jobs.first() else {
-            return RunReport::default();
-        };
-        let failure = Failure::from(&Error::Cache {
-            image: first.cached.clone(),
-            source: error,
-        });
-        let images = jobs
-            .iter()
-            .map(|job| self.report(job, None, Outcome::Failed(failure.clone()), Vec::new()))
-            .collect();
+        self.cache.flush_index().await;
         RunReport { images }
     }
 
@@ -265,9 +234,10 @@ impl Run {
             client: self.client(&source.registry)?,
             source,
             cached: &job.cached,
+            transit: !job.destinations.is_empty(),
         };
         if job.destinations.is_empty() {
-            let (digest, moved) = self.fill(&pull).await?;
+            let (digest, moved) = self.fill(job, &pull).await?;
             so_far.found(&digest);
             so_far.fetched(Ok(moved));
             return Ok(());
@@ -304,8 +274,13 @@ impl Run {
         if let Some(found) = &found {
             so_far.found(found.digest());
         }
-        let tree = match pull.tree(found).await {
-            Ok(tree) => tree,
+        let prepared = async {
+            let tree = pull.tree(found).await?;
+            let lease = self.make_room(job, &tree).await?;
+            Ok((tree, lease))
+        };
+        let (tree, lease) = match prepared.await {
+            Ok(prepared) => prepared,
             Err(error) => {
                 for (number, there) in there.into_iter().enumerate() {
                     if let There::Failed(error) = there {
@@ -322,26 +297,43 @@ impl Run {
         tree.plan(1 + missing(&there), &self.output);
         let (announcers, arrivals): (Vec<_>, Vec<_>) =
             tree.blobs().map(|_| arrival::expected()).unzip();
-        let kept = async { so_far.fetched(pull.keep(&tree, announcers).await) };
+        let kept = async { so_far.fetched(pull.keep(&tree, announcers, &lease).await) };
         let sent = self.send_where_missing(job, there, &tree, arrivals, so_far);
         join(kept, sent).await;
         Ok(())
     }
 
     /// Fills the cache, and nothing else.
-    async fn fill(&self, pull: &Pull<'_>) -> Result<(Digest, bool)> {
+    async fn fill(&self, job: &ImageJob, pull: &Pull<'_>) -> Result<(Digest, bool)> {
         let _moving = self.moving.acquire().await;
         // What a mirror leaves with its publisher is to be here for whoever has nothing but the cache (registry rule D7).
         let tree = pull.tree(None).await?.with_foreign();
+        let lease = self.make_room(job, &tree).await?;
         tree.plan(1, &self.output);
         let announcers = tree.blobs().map(|_| arrival::expected().0).collect();
-        let moved = pull.keep(&tree, announcers).await?;
+        let moved = pull.keep(&tree, announcers, &lease).await?;
         Ok((tree.root.digest().clone(), moved))
+    }
+
+    /// Keeps what the image needs, and sees that there is room for what is missing of it.
+    async fn make_room(&self, job: &ImageJob, tree: &ImageTree) -> Result<Lease> {
+        let blobs: Vec<Descriptor> = tree.blobs().cloned().collect();
+        let leased = async {
+            let mut lease = self.cache.lease([&job.cached], tree.digests()).await?;
+            lease.reserve(&job.cached, &blobs).await?;
+            Ok(lease)
+        };
+        leased.await.map_err(|source| cache_error(job, source))
     }
 
     async fn copy_from_cache(&self, job: &ImageJob, so_far: &SoFar) -> Result<()> {
         let tree = self.cached_tree(job).await?;
         let digest = tree.root.digest();
+        let pinned = self
+            .cache
+            .lease_to_read(&job.cached_names().collect::<Vec<_>>(), tree.digests())
+            .await;
+        let _lease = pinned.map_err(|source| cache_error(job, source))?;
         so_far.found(digest);
         so_far.fetched(Ok(false));
         let there = self.ask_destinations(job).await;
@@ -541,6 +533,13 @@ impl There {
 impl From<Result<Option<Digest>>> for There {
     fn from(answer: Result<Option<Digest>>) -> Self {
         answer.map_or_else(Self::Failed, Self::Has)
+    }
+}
+
+fn cache_error(job: &ImageJob, source: cache::Error) -> Error {
+    Error::Cache {
+        image: job.cached.clone(),
+        source,
     }
 }
 

@@ -154,6 +154,13 @@ impl ImageTree {
         self
     }
 
+    /// The digests of everything: manifests and blobs.
+    pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
+        let manifests = self.children.iter().chain([&self.root]);
+        let blobs = self.blobs().map(|blob| &blob.digest);
+        manifests.map(RawManifest::digest).chain(blobs)
+    }
+
     /// Every blob of the image.
     pub(super) fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
         self.layers.iter().chain(&self.configs)

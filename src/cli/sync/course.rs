@@ -52,10 +52,14 @@ impl PreparedSync {
             mirrors,
             report,
             cache_dir,
+            cache_limit,
         } = self;
         let (entries, waiting) = sort(mirrors, screen.output());
         let work = async {
-            let cache = Cache::open(cache_dir, screen.output().clone())?;
+            let mut cache = Cache::open(cache_dir, screen.output().clone())?;
+            if let Some(limit) = cache_limit {
+                cache = cache.with_limit(limit);
+            }
             carry_out(&entries, waiting, &cache, screen.output()).await
         };
         let outcome = until_interrupted(Box::pin(work)).await;

@@ -9,11 +9,18 @@ use std::path::PathBuf;
 use clap::{Args, builder::FalseyValueParser};
 
 use crate::{
+    cache::CacheLimit,
     mirror::{Documents, PreparedMirror, Surroundings},
     registry::Hosts,
 };
 
-use super::{Result, error::Usage, logins, options::CacheOptions, render::Screen};
+use super::{
+    Result,
+    error::Usage,
+    logins,
+    options::{CacheOptions, cache_limit},
+    render::Screen,
+};
 use report_file::ReportFile;
 
 /// Carry out the ImageMirrors of files once
@@ -46,6 +53,10 @@ pub(super) struct Sync {
     docker_auth: bool,
     #[command(flatten)]
     cache: CacheOptions,
+    /// Size that the cached blobs may have, such as 20Gi, or a part of the volume, such as 80%; images that all their
+    /// destinations have leave when room is needed
+    #[arg(long, env = "IMAGE_PUSHER_CACHE_MAX_SIZE", value_name = "SIZE|PERCENT", value_parser = cache_limit)]
+    cache_max_size: Option<CacheLimit>,
 }
 
 /// Mirrors that are ready, and where they go.
@@ -54,6 +65,7 @@ pub(super) struct PreparedSync {
     mirrors: Vec<PreparedMirror>,
     report: Option<ReportFile>,
     cache_dir: PathBuf,
+    cache_limit: Option<CacheLimit>,
 }
 
 impl Sync {
@@ -86,6 +98,7 @@ impl Sync {
             mirrors,
             report: self.report.as_deref().map(ReportFile::create).transpose()?,
             cache_dir: self.cache.cache_dir.clone(),
+            cache_limit: self.cache_max_size,
         })
     }
 

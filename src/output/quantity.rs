@@ -1,8 +1,8 @@
-//! Bytes per second as Kubernetes writes quantities: `500k` is 500,000, `50Mi` is 50 times 1024 times 1024.
+//! Numbers of bytes as Kubernetes writes quantities: `500k` is 500,000, `50Mi` is 50 times 1024 times 1024.
 
 use std::num::NonZeroU64;
 
-/// Units of the resource's quantities, as far as a bandwidth needs them.
+/// Units of Kubernetes' quantities, as far as bandwidths and volumes need them.
 const UNITS: [(&str, u64); 6] = [
     ("Ki", 1 << 10),
     ("Mi", 1 << 20),
@@ -16,7 +16,7 @@ const UNITS: [(&str, u64); 6] = [
 const MOST_DIGITS: usize = 12;
 
 /// Reads a quantity of bytes; nothing if it is none, or zero.
-pub(super) fn parse(text: &str) -> Option<NonZeroU64> {
+pub fn parse_quantity(text: &str) -> Option<NonZeroU64> {
     let (digits, unit) = UNITS
         .iter()
         .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)))
@@ -55,7 +55,11 @@ mod tests {
             ("1Ti", None),
             ("1234567890123", None),
         ] {
-            assert_eq!(parse(text).map(NonZeroU64::get), expected, "{text}");
+            assert_eq!(
+                parse_quantity(text).map(NonZeroU64::get),
+                expected,
+                "{text}"
+            );
         }
     }
 }

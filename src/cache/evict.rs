@@ -1,0 +1,116 @@
+//! Making room: images that nobody needs here leave, the one first that was used longest ago.
+//!
+//! Only images that were on their way to other places go, and that no run works on: what somebody brought into the cache to
+//! have it here stays, until `clean`.
+
+use std::{collections::HashSet, time::Duration};
+
+use crate::{image::Digest, output::ByteSize};
+
+use super::{
+    Cache,
+    disk::blocking,
+    error::{Error, Result},
+    index::Entries,
+    layout::{Layout, index_key},
+    lease::Pinned,
+    manifests::{Scan, scan},
+    sweep::{Grace, Removal, Sweep},
+};
+
+/// How long the room-maker waits for who reads or extracts: they may be at it for long, and the image can be tried again.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// Blobs that no image names may be those of a run that was killed and goes on.
+const GRACE: Grace = Grace {
+    blobs: Duration::from_hours(1),
+    partials: Duration::from_hours(24),
+    everything: false,
+};
+
+impl Cache {
+    /// Removes what nobody needs until `needed` bytes are free that were not; `spared` are manifests and blobs that the caller
+    /// needs. If all of it is not enough, nothing is removed. Tells whether anything was.
+    ///
+    /// # Errors
+    /// When a manifest that stays cannot be read, and when the disk fails.
+    pub(super) async fn evict(&self, needed: u64, spared: HashSet<Digest>) -> Result<bool> {
+        let store = match self.shared.locks.use_alone(LOCK_WAIT, &self.output).await {
+            Ok(store) => store,
+            Err(Error::CacheInUse { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let entries = self
+            .index
+            .entries(&self.shared.layout, &self.output)
+            .await?;
+        let layout = self.shared.layout.clone();
+        let sweep = blocking(move || plan(&layout, &entries, needed, &spared)).await?;
+        let report = sweep.report();
+        if report.bytes < needed.max(1) {
+            return Ok(false);
+        }
+        self.output.detail(format!(
+            "{} images that are needed nowhere here leave the cache, to make room: {}",
+            report.images.len(),
+            ByteSize(report.bytes)
+        ));
+        self.sweep(sweep, store).await?;
+        Ok(true)
+    }
+}
+
+/// As few images as will do, by powers of two: each attempt looks at the whole cache.
+fn plan(
+    layout: &Layout,
+    entries: &Entries,
+    needed: u64,
+    spared: &HashSet<Digest>,
+) -> Result<Sweep> {
+    let attempt = |count: Option<usize>, grace| {
+        let found = scan(layout)?;
+        let mut pinned = Pinned::read(layout)?;
+        pinned.digests.extend(spared.iter().cloned());
+        let evictable = evictable(&found, entries, &pinned);
+        let removal = Removal {
+            doomed: evictable
+                .iter()
+                .copied()
+                .take(count.unwrap_or(usize::MAX))
+                .collect(),
+            grace,
+        };
+        let sweep = Sweep::plan(layout, found, entries.clone(), pinned, &removal)?;
+        Ok::<_, Error>((sweep, evictable.len()))
+    };
+    let mut count = 0;
+    loop {
+        let (sweep, evictable) = attempt(Some(count), GRACE)?;
+        if sweep.bytes() >= needed.max(1) {
+            return Ok(sweep);
+        }
+        if count >= evictable {
+            break;
+        }
+        count = (count * 2).max(1);
+    }
+    // What a killed run left is worth less than what is asked for now.
+    Ok(attempt(None, Grace::nothing(false))?.0)
+}
+
+/// Positions of the images that may go, the longest unused first.
+fn evictable(found: &Scan, entries: &Entries, pinned: &Pinned) -> Vec<usize> {
+    let mut evictable: Vec<usize> = (0..found.references.len())
+        .filter(|position| {
+            let reference = &found.references[*position];
+            let name = &reference.name;
+            // What the index does not know was being stored when its run was killed.
+            let passes = entries
+                .get(&index_key(&name.repository, &name.reference))
+                .is_none_or(|entry| entry.transit && !entry.child);
+            passes && !pinned.has(reference)
+        })
+        .collect();
+    evictable.sort_by_key(|position| found.references[*position].modified);
+    evictable
+}

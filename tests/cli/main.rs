@@ -25,6 +25,7 @@ mod kills;
 mod memory;
 mod options;
 mod output;
+mod pressure;
 mod proxies;
 mod resume;
 mod round_trip;

@@ -242,10 +242,13 @@ pub(super) fn files_in(folder: &Path, fits: impl Fn(&str) -> bool) -> Result<Vec
     Ok(found)
 }
 
-/// A file with its size; none if it has gone.
+/// A file with its size, of which each of its names has a share; none if it has gone.
 pub(super) fn sized(path: &Path) -> Result<Option<SizedFile>> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(Some((path.to_owned(), metadata.len()))),
+        Ok(metadata) => Ok(Some((
+            path.to_owned(),
+            metadata.len() / metadata.nlink().max(1),
+        ))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::reading("look at", path, error)),
     }

@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use crate::{image::Digest, output::ByteSize};
+use crate::{error::handlers, image::Digest, output::ByteSize};
 
 use super::{
     Cache,
@@ -14,6 +14,7 @@ use super::{
     index::Entries,
     layout::{Layout, index_key},
     lease::Pinned,
+    lock::Held,
     manifests::{Scan, scan},
     sweep::{Grace, Removal, Sweep},
 };
@@ -28,16 +29,78 @@ const GRACE: Grace = Grace {
     everything: false,
 };
 
+/// What may go from one cache, and the lock that it is held under.
+struct Planned {
+    cache: Cache,
+    store: Held,
+    sweep: Sweep,
+}
+
 impl Cache {
-    /// Removes what nobody needs until `needed` bytes are free that were not; `spared` are manifests and blobs that the caller
-    /// needs. If all of it is not enough, nothing is removed. Tells whether anything was.
+    /// Removes what nobody needs until `needed` bytes are free that were not, from other tenants' caches too where they share
+    /// the volume; `spared` are manifests and blobs that the caller needs. If all of it is not enough, nothing is removed. Tells
+    /// whether anything was.
     ///
     /// # Errors
-    /// When a manifest that stays cannot be read, and when the disk fails.
+    /// When a manifest that stays in the own cache cannot be read, and when the disk fails.
     pub(super) async fn evict(&self, needed: u64, spared: HashSet<Digest>) -> Result<bool> {
+        let needed = needed.max(1);
+        let mut plans: Vec<Planned> = self
+            .plan_eviction(needed, spared)
+            .await?
+            .into_iter()
+            .collect();
+        let found = |plans: &[Planned]| plans.iter().map(|plan| plan.sweep.bytes()).sum::<u64>();
+        for other in self.others().await? {
+            let rest = needed.saturating_sub(found(&plans));
+            if rest == 0 {
+                break;
+            }
+            match other.plan_eviction(rest, HashSet::new()).await {
+                Ok(plan) => plans.extend(plan),
+                // It is the others' trouble, of which their own runs tell them.
+                Err(error) => tracing::warn!(
+                    directory = %other.directory().display(),
+                    error = handlers::message(&error),
+                    "no room can be made in this cache"
+                ),
+            }
+        }
+        if found(&plans) < needed {
+            return Ok(false);
+        }
+        for Planned {
+            cache,
+            store,
+            sweep,
+        } in plans
+        {
+            let report = sweep.report();
+            self.output.detail(format!(
+                "{} images that are needed nowhere here leave the cache, to make room: {}",
+                report.images.len(),
+                ByteSize(report.bytes)
+            ));
+            cache.sweep(sweep, store).await?;
+        }
+        Ok(true)
+    }
+
+    /// The caches of other tenants.
+    async fn others(&self) -> Result<Vec<Self>> {
+        let Some(tenants) = self.shared.tenants.upgrade() else {
+            return Ok(Vec::new());
+        };
+        let mut others = blocking(move || tenants.all()).await?;
+        others.retain(|other| other.cache_dir != self.cache_dir);
+        Ok(others)
+    }
+
+    /// What may go from this cache, up to `needed` bytes; none while somebody reads or extracts.
+    async fn plan_eviction(&self, needed: u64, spared: HashSet<Digest>) -> Result<Option<Planned>> {
         let store = match self.shared.locks.use_alone(LOCK_WAIT, &self.output).await {
             Ok(store) => store,
-            Err(Error::CacheInUse { .. }) => return Ok(false),
+            Err(Error::CacheInUse { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
         let entries = self
@@ -46,17 +109,11 @@ impl Cache {
             .await?;
         let layout = self.shared.layout.clone();
         let sweep = blocking(move || plan(&layout, &entries, needed, &spared)).await?;
-        let report = sweep.report();
-        if report.bytes < needed.max(1) {
-            return Ok(false);
-        }
-        self.output.detail(format!(
-            "{} images that are needed nowhere here leave the cache, to make room: {}",
-            report.images.len(),
-            ByteSize(report.bytes)
-        ));
-        self.sweep(sweep, store).await?;
-        Ok(true)
+        Ok(Some(Planned {
+            cache: self.clone(),
+            store,
+            sweep,
+        }))
     }
 }
 
@@ -86,7 +143,7 @@ fn plan(
     let mut count = 0;
     loop {
         let (sweep, evictable) = attempt(Some(count), GRACE)?;
-        if sweep.bytes() >= needed.max(1) {
+        if sweep.bytes() >= needed {
             return Ok(sweep);
         }
         if count >= evictable {

@@ -13,6 +13,7 @@
 //! .quarantine/                             what `verify` found wrong, until `clean`
 //! .state/archives/                         which archives were extracted; never trusted for existence
 //! .state/uploads/                          which uploads were begun
+//! .state/origins/                          where blobs came from, for other tenants on the volume
 //! index.json                               a projection of the above
 //! ```
 //!
@@ -98,6 +99,11 @@ impl Layout {
     pub(super) fn extraction(&self, path: &Digest) -> PathBuf {
         self.root
             .join(format!(".state/archives/{}.json", path.hex()))
+    }
+
+    /// Which blobs came from the repository that has this digest.
+    pub(super) fn origin(&self, origin: &Digest) -> PathBuf {
+        self.root.join(format!(".state/origins/{}", origin.hex()))
     }
 
     /// Where wrong files go.

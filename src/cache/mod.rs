@@ -47,6 +47,7 @@ mod room;
 mod store;
 mod survey;
 mod sweep;
+mod tenants;
 #[cfg(test)]
 mod testing;
 mod trust;
@@ -57,7 +58,7 @@ mod writer;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use parking_lot::Mutex;
@@ -74,6 +75,7 @@ use layout::Layout;
 use lock::Locks;
 use manifests::{Stored, find_manifest, touch};
 use room::Room;
+use tenants::Origins;
 
 pub use blobs::Claim;
 pub use clean::{CleanReport, CleanRequest};
@@ -89,6 +91,7 @@ pub use memory::Memory;
 pub use reader::BlobReader;
 pub use room::CacheLimit;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};
+pub use tenants::Tenants;
 pub use uploads::UploadNote;
 pub use verify::{
     BlobVerdict, Fault, Problem, VERIFY_REPORT_VERSION, VerifyProgress, VerifyReport, VerifyRequest,
@@ -112,7 +115,10 @@ struct Shared {
     layout: Layout,
     locks: Locks,
     barrier: Barrier,
-    room: Room,
+    room: Arc<Room>,
+    /// The other caches on the volume, where there are some.
+    tenants: Weak<Tenants>,
+    origins: Origins,
     /// Held by whoever reads a blob to see whether it is right.
     reading: Mutex<()>,
 }
@@ -123,18 +129,30 @@ impl Cache {
     /// # Errors
     /// When the path is relative and there is no current folder.
     pub fn open(cache_dir: impl Into<PathBuf>, output: OutputManager) -> Result<Self> {
+        Self::open_in(cache_dir, output, |_| {})
+    }
+
+    /// The same, among others.
+    fn open_in(
+        cache_dir: impl Into<PathBuf>,
+        output: OutputManager,
+        surround: impl FnOnce(&mut Shared),
+    ) -> Result<Self> {
         let cache_dir = cache_dir.into();
         // Messages name the folder, and a run must not move with the current one.
         let root = std::path::absolute(&cache_dir)
             .map_err(|source| Error::reading("find", &cache_dir, source))?;
         let layout = Layout::new(root.clone());
-        let shared = Shared {
+        let mut shared = Shared {
             locks: Locks::new(layout.clone()),
             layout,
             barrier: Barrier::default(),
-            room: Room::default(),
+            room: Arc::default(),
+            tenants: Weak::new(),
+            origins: Origins::default(),
             reading: Mutex::default(),
         };
+        surround(&mut shared);
         Ok(Self {
             cache_dir: root,
             index: Arc::default(),

@@ -87,9 +87,16 @@ impl Drop for Reservation {
 }
 
 impl Room {
+    pub(super) fn new(limit: CacheLimit) -> Self {
+        Self {
+            limit: limit.into(),
+            ..Self::default()
+        }
+    }
+
     /// Promises `needed` bytes if there are as many; else tells how many are there.
-    fn promise(&self, layout: &Layout, needed: u64) -> Result<Result<(), FreeSpace>> {
-        let free = self.free(layout)?;
+    fn promise(&self, shared: &Shared, needed: u64) -> Result<Result<(), FreeSpace>> {
+        let free = self.free(shared)?;
         let mut promises = self.promises.lock();
         if let Some(bytes) = free.bytes()
             && bytes < needed.saturating_add(promises.bytes)
@@ -102,12 +109,15 @@ impl Room {
     }
 
     /// What the volume, and the limit, leave.
-    fn free(&self, layout: &Layout) -> Result<FreeSpace> {
+    fn free(&self, shared: &Shared) -> Result<FreeSpace> {
+        let layout = &shared.layout;
         let free = FreeSpace::of(layout.root());
         let Some(limit) = self.limit.get() else {
             return Ok(free);
         };
-        let left = limit.bytes(layout.root()).saturating_sub(used(layout)?);
+        let left = limit
+            .bytes(layout.root())
+            .saturating_sub(shared.used_by_all()?);
         Ok(match free.bytes() {
             Some(bytes) if bytes <= left => free,
             _ => FreeSpace::Allowed(left),
@@ -131,7 +141,20 @@ impl CacheLimit {
     }
 }
 
-/// Bytes of all blobs, those on their way included.
+impl Shared {
+    /// Bytes of all blobs, also those of other tenants.
+    fn used_by_all(&self) -> Result<u64> {
+        let Some(tenants) = self.tenants.upgrade() else {
+            return used(&self.layout);
+        };
+        let caches = tenants.all()?;
+        caches
+            .iter()
+            .try_fold(0, |sum, cache| Ok(sum + used(&cache.shared.layout)?))
+    }
+}
+
+/// Bytes of all blobs, those on their way included. A blob that several tenants have counts for each with its share.
 fn used(layout: &Layout) -> Result<u64> {
     let folders = [
         layout.blobs(Algorithm::Sha256),
@@ -192,7 +215,7 @@ impl Cache {
     async fn promise(&self, needed: u64) -> Result<Result<Reservation, FreeSpace>> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            let promised = shared.room.promise(&shared.layout, needed)?;
+            let promised = shared.room.promise(&shared, needed)?;
             Ok(promised.map(|()| Reservation {
                 shared,
                 left: Mutex::new(needed),

@@ -75,6 +75,12 @@ impl Shared {
         }))
     }
 
+    /// Whether the blob is there, and a barrier has covered it.
+    pub(super) fn is_covered(&self, digest: &Digest, size: u64) -> Result<bool> {
+        let found = open_regular(&self.layout.blob(digest))?;
+        Ok(found.is_some_and(|(_, metadata)| metadata.len() == size && is_covered(&metadata)))
+    }
+
     /// Whether a blob that no barrier has covered is what its name says. Read once in this process, and one at a time: many
     /// may ask for the same one.
     fn is_right(&self, file: &File, digest: &Digest, path: &Path) -> Result<bool> {

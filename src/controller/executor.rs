@@ -1,20 +1,15 @@
 //! The real engine: `mirror` judges and prepares, `transfer` copies.
 //!
 //! Every namespace has a cache of its own below the cache folder: what one tenant fetched with its credentials must not be
-//! served to another one unasked (design part 4).
+//! served to another one unasked. Where the registry vouches for it, they share the files (`cache::Tenants`).
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 
 use crate::{
     api::ImageMirrorSpec,
-    cache::{Cache, CacheLimit, Memory},
+    cache::{CacheLimit, Tenants},
     mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
     registry::{Hosts, Loopback},
@@ -28,7 +23,7 @@ const SETTLE_TIME: Duration = Duration::from_secs(10);
 /// Carries mirrors out with the caches below one folder, and the archives below another.
 #[derive(Debug)]
 pub(super) struct Executor {
-    caches: Arc<Caches>,
+    caches: Arc<Tenants>,
     archives: Option<Archives>,
     ways: Ways,
 }
@@ -49,19 +44,10 @@ struct Archives {
     refused: RefusedArchives,
 }
 
-#[derive(Debug)]
-struct Caches {
-    folder: PathBuf,
-    limit: CacheLimit,
-    by_namespace: Mutex<HashMap<String, Cache>>,
-    /// For pieces of blobs on their way, of all namespaces.
-    memory: Memory,
-}
-
 /// A judged spec, where its images are kept, and where archives lie.
 struct Judged {
     mirror: ValidatedMirror,
-    caches: Arc<Caches>,
+    caches: Arc<Tenants>,
     archives: Option<Archives>,
     ways: Ways,
 }
@@ -75,12 +61,7 @@ impl Executor {
         loopback: Loopback,
     ) -> Self {
         Self {
-            caches: Arc::new(Caches {
-                folder,
-                limit,
-                by_namespace: Mutex::default(),
-                memory: Memory::default(),
-            }),
+            caches: Tenants::new(folder, limit),
             archives: archives.map(|folder| Archives {
                 folder,
                 refused: RefusedArchives::default(),
@@ -102,27 +83,6 @@ impl Archives {
             settle: SETTLE_TIME,
             refused: self.refused,
         }
-    }
-}
-
-impl Caches {
-    /// The cache of a namespace. Opened once, because its tasks fetch each blob once by what they share in it. The name of a
-    /// namespace is a DNS label: it cannot leave the folder.
-    fn of(&self, namespace: &str) -> Result<Cache, Failure> {
-        // Entries are inserted whole: a panic elsewhere leaves the map as good as before.
-        let mut caches = self
-            .by_namespace
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(cache) = caches.get(namespace) {
-            return Ok(cache.clone());
-        }
-        let cache = Cache::open(self.folder.join(namespace), OutputManager::silent())
-            .map_err(|error| Failure::of(&error))?
-            .with_memory(self.memory.clone())
-            .with_limit(self.limit);
-        caches.insert(namespace.to_owned(), cache.clone());
-        Ok(cache)
     }
 }
 
@@ -175,7 +135,7 @@ impl Prepared for Judged {
             archives,
             ways: Ways { hosts, loopback },
         } = *self;
-        let cache = caches.of(namespace);
+        let cache = caches.of(namespace).map_err(|error| Failure::of(&error));
         let given = Given {
             archives: archives.map(|archives| archives.of(namespace)),
             hosts,

@@ -56,6 +56,8 @@ pub(super) struct Shared {
     /// What those with this credential know.
     pub(super) account: Arc<Account>,
     retry_attempts: u32,
+    /// Whether what answers is the registry of that name, whoever made the client.
+    vouches: bool,
     /// Whether a registry was seen to answer there.
     is_reached: AtomicBool,
     /// Whether the registry was seen to name itself without its TLS.
@@ -148,6 +150,7 @@ impl RegistryClient {
     /// # Errors
     /// When the certificates cannot be used, or when there are none at all to trust.
     pub fn new(endpoint: Endpoint, options: ClientOptions, output: OutputManager) -> Result<Self> {
+        let vouches = !endpoint.is_plain_http() && options.is_everybodys();
         let client = connect::build(&endpoint, &options)?;
         let base = endpoint.base_url()?;
         let host = options.hosts.host(&endpoint, &options);
@@ -168,6 +171,7 @@ impl RegistryClient {
             account_key,
             account,
             retry_attempts: options.retry_attempts,
+            vouches,
             is_reached: AtomicBool::new(false),
             has_forgotten_tls: AtomicBool::new(false),
             refused_login: OnceLock::new(),
@@ -185,6 +189,14 @@ impl RegistryClient {
     /// Where the registry answers.
     pub fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
+    }
+
+    /// What a blob of `repository` comes from, where that is no matter of whoever made this client: over TLS that the program's
+    /// own certificate authorities vouch for, and through no proxy of the caller's choice. Else nothing (archive reference 5.7).
+    pub fn origin(&self, repository: &RepositoryPath) -> Option<String> {
+        let Shared { endpoint, .. } = &*self.shared;
+        let name = || format!("{endpoint}/{}", endpoint.name_of(repository));
+        self.shared.vouches.then(name)
     }
 
     /// The endpoint as text.

@@ -54,6 +54,16 @@ pub struct ClientOptions {
     pub tenant: Arc<str>,
 }
 
+impl ClientOptions {
+    /// Whether nothing in them decides who answers under the registry's name, nor makes the way there another one than
+    /// everybody's.
+    pub(super) fn is_everybodys(&self) -> bool {
+        matches!(self.proxy, ProxyChoice::Environment)
+            && self.ca_certificates.is_empty()
+            && !self.skip_tls_verify
+    }
+}
+
 impl Default for ClientOptions {
     fn default() -> Self {
         Self {

@@ -16,7 +16,6 @@ use super::{
     gate::Gate,
     limiter::Limiter,
     notice::Notices,
-    proxy::ProxyChoice,
     quirks::Quirks,
     upload::ladder::Ladder,
 };
@@ -141,10 +140,7 @@ impl Hosts {
 
 /// Whatever makes the way to a registry another one than everybody's.
 fn way(options: &ClientOptions) -> Option<Digest> {
-    let is_usual = matches!(options.proxy, ProxyChoice::Environment)
-        && options.ca_certificates.is_empty()
-        && !options.skip_tls_verify;
-    (!is_usual).then(|| {
+    (!options.is_everybodys()).then(|| {
         let mut text = format!("{:?} {}", options.proxy, options.skip_tls_verify).into_bytes();
         text.extend(options.ca_certificates.iter().flatten());
         Digest::of(&text)

@@ -254,8 +254,10 @@ impl Pull<'_> {
         } = self.run;
         let _only_one = downloads.lock(&blob.digest).await;
         let is_here = cache.has_blob(blob).await;
-        let travelled = if is_here.map_err(|source| self.cache_error(source))? {
+        let is_here = is_here.map_err(|source| self.cache_error(source))?;
+        let travelled = if is_here || self.take_from_others(blob).await? {
             output.existing(&blob.digest, blob.size);
+            lease.has_arrived(blob);
             false
         } else {
             let _slot = roads.source.lanes.slot(blob.size).await;
@@ -266,6 +268,30 @@ impl Pull<'_> {
         }
         announcer.announce(Stage::Here);
         Ok(travelled)
+    }
+
+    /// Takes a blob over that another tenant fetched from the same place, if the registry lets this one have it, too (archive
+    /// reference 5.7). Whatever it says but yes, the download will give the error.
+    async fn take_from_others(&self, blob: &Descriptor) -> Result<bool> {
+        let Some(origin) = self.origin(blob) else {
+            return Ok(false);
+        };
+        let cache = &self.run.cache;
+        let failed = |source| self.cache_error(source);
+        if !cache.is_with_others(&origin, blob).await.map_err(failed)? {
+            return Ok(false);
+        }
+        let has_blob = self.client.has_blob(&self.source.repository, blob).await;
+        if !matches!(has_blob, Ok(true)) {
+            return Ok(false);
+        }
+        cache.take_from_others(&origin, blob).await.map_err(failed)
+    }
+
+    /// Where a blob comes from, if others may rely on it. Layers with addresses of their own come from elsewhere.
+    fn origin(&self, blob: &Descriptor) -> Option<String> {
+        let origin = self.client.origin(&self.source.repository);
+        origin.filter(|_| blob.urls.is_empty())
     }
 
     /// Fetches a blob, and once more where its bytes were wrong: a proxy may have mangled them, or packed them (registry rule
@@ -366,8 +392,13 @@ impl Pull<'_> {
             download::Failure::Cache(source) => self.cache_error(source),
         })?;
         drop(download);
+        // Bytes that were here already may have come another way.
+        let is_all_from_there = writer.kept() == 0;
         let finished = writer.finish().await;
         finished.map_err(|source| self.cache_error(source))?;
+        if let Some(origin) = self.origin(blob).filter(|_| is_all_from_there) {
+            self.run.cache.note_origin(&origin, blob).await;
+        }
         transfer.complete();
         Ok(())
     }

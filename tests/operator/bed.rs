@@ -74,6 +74,17 @@ impl<'a> Bed<'a> {
         })
     }
 
+    /// A variable for its operators.
+    pub(crate) fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.sandbox = self.sandbox.variable(name, value);
+        self
+    }
+
+    /// The folder that its operators start in.
+    pub(crate) fn path(&self) -> &Path {
+        self.sandbox.path()
+    }
+
     /// Starts an operator for this namespace and waits until it is ready.
     pub(crate) fn operator(&self) -> Result<Guarded> {
         self.operator_with(&["--watch-namespace", &self.namespace])

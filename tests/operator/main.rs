@@ -25,3 +25,4 @@ mod reports;
 mod requests;
 mod steady;
 mod stop;
+mod tenants;

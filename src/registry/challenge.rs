@@ -72,14 +72,14 @@ impl Challenge {
 
 /// A challenge before it is known what it means.
 #[derive(Debug, PartialEq, Eq)]
-struct RawChallenge {
-    scheme: String,
-    parameters: Vec<(String, String)>,
+pub(super) struct RawChallenge {
+    pub(super) scheme: String,
+    pub(super) parameters: Vec<(String, String)>,
 }
 
 /// Splits one header line into challenges. A word followed by `=` is a parameter, any other word begins a challenge; what is
 /// neither is skipped.
-fn parse(line: &str) -> Vec<RawChallenge> {
+pub(super) fn parse(line: &str) -> Vec<RawChallenge> {
     let mut rest = line;
     let mut challenges: Vec<RawChallenge> = Vec::new();
     loop {

@@ -32,10 +32,16 @@ if [[ -z ${TMPDIR:-} && -w /dev/shm ]]; then
   trap 'rm -rf "$TMPDIR"' EXIT
 fi
 
+broken=()
 for target in $targets; do
   mkdir -p "$state/corpus/$target" "$state/artifacts/$target"
   # New finds go into the first folder; the seeds stay as they are.
   fuzz run --target-dir "$state" "$target" "$state/corpus/$target" "fuzz/corpus/$target" -- \
     -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    -artifact_prefix="$state/artifacts/$target/"
+    -artifact_prefix="$state/artifacts/$target/" || broken+=("$target")
 done
+
+if ((${#broken[@]})); then
+  echo "something broke ${broken[*]}: the bytes are in $state/artifacts/" >&2
+  exit 1
+fi

@@ -260,7 +260,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_line_is_survived(line in r#"([a-zA-Z]{0,6}|[ ,="\\\t]|realm="[^"]{0,5}"?){0,30}"#) {
-            parse(&line);
+            crate::registry::fuzzing::challenge(line.as_bytes());
         }
 
         /// Where the line is correct, a parser of the grammar agrees.
@@ -279,15 +279,8 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
                 .join(", ");
-            let expected: Vec<_> = http_auth::parse_challenges(&line)
-                .unwrap()
-                .iter()
-                .map(|challenge| RawChallenge {
-                    scheme: challenge.scheme.to_owned(),
-                    parameters: challenge.params.iter().map(|(name, value)| ((*name).to_owned(), value.to_unescaped())).collect(),
-                })
-                .collect();
-            prop_assert_eq!(parse(&line), expected);
+            prop_assert!(http_auth::parse_challenges(&line).is_ok());
+            crate::registry::fuzzing::challenge(line.as_bytes());
         }
     }
 }

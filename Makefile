@@ -2,7 +2,7 @@
 # else, so what passes here passes there.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint deny bench soak controlplane cluster cluster-down crds image clean
+.PHONY: help demo test lint deny bench soak fuzz controlplane cluster cluster-down crds image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,7 @@ test: ## all tests, and before them what they need; those with pods, and missing
 
 lint: ## formatting, clippy and documentation, without a warning
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
@@ -30,6 +31,9 @@ bench: ## compare the engine with skopeo, crane and regctl, and print the table;
 
 soak: ## a thousand kills at any moment; KILLS=5000 SEED=1
 	KILLS=$(or $(KILLS),1000) cargo test --locked --test cli kills -- --nocapture
+
+fuzz: ## look for bytes that break a parser, each target for a minute; SECONDS=600 FUZZ=archive
+	SECONDS_EACH=$(or $(SECONDS),60) FUZZ=$(FUZZ) hack/fuzz.sh
 
 controlplane: ## build the Kubernetes programs that tests and demo run, and print where they are
 	@hack/controlplane.sh

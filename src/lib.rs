@@ -24,6 +24,8 @@ pub mod cache;
 pub mod cli;
 pub mod controller;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod image;
 mod keyed_lock;
 pub mod mirror;

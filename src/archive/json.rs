@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::image::{Digest, MediaType, Platform};
+use crate::image::{Digest, MediaType, Platform, from_objects_only};
 
 use super::error::{Place, Result, escaped};
 
@@ -12,7 +12,7 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// An element of `manifest.json`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[serde(rename_all = "PascalCase", remote = "Self")]
 pub(super) struct Element {
     pub(super) config: String,
     /// `null` is legal: saved by id.
@@ -33,6 +33,7 @@ impl Element {
 
 /// What matters here of an image's configuration.
 #[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Config {
     rootfs: Option<RootFs>,
     os: Option<String>,
@@ -41,6 +42,7 @@ pub(super) struct Config {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 struct RootFs {
     diff_ids: Option<Vec<String>>,
 }
@@ -78,6 +80,7 @@ impl Config {
 
 /// `index.json` of an OCI layout.
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct LayoutIndex {
     /// `null` is what some versions write for images saved by digest (moby#47210).
     #[serde(default)]
@@ -86,7 +89,7 @@ pub(super) struct LayoutIndex {
 
 /// A descriptor of `index.json`.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub(super) struct LayoutDescriptor {
     pub(super) media_type: Option<MediaType>,
     pub(super) digest: String,
@@ -97,6 +100,7 @@ pub(super) struct LayoutDescriptor {
 
 /// The annotations that name an image.
 #[derive(Debug, Default, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Annotations {
     #[serde(rename = "io.containerd.image.name")]
     pub(super) full_name: Option<String>,
@@ -106,6 +110,7 @@ pub(super) struct Annotations {
 
 /// The digests in a manifest, before it is read as one: their algorithms are judged first.
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 struct Digests {
     config: Option<DigestOnly>,
     layers: Option<Vec<DigestOnly>>,
@@ -113,9 +118,21 @@ struct Digests {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
 struct DigestOnly {
     digest: Option<String>,
 }
+
+from_objects_only!(
+    Element,
+    Config,
+    RootFs,
+    LayoutIndex,
+    LayoutDescriptor,
+    Annotations,
+    Digests,
+    DigestOnly
+);
 
 /// Reads a document.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8], place: &Place) -> Result<T> {
@@ -240,6 +257,7 @@ mod tests {
             format!(r#"{{"x":{}}}"#, "[".repeat(100_000)),
             format!("[{}]", vec!["{}"; 100_000].join(",")),
             "[[],[]]".to_owned(),
+            r#"[["config.json",["app:1"],["layer.tar"]]]"#.to_owned(),
             String::new(),
         ] {
             assert!(matches!(

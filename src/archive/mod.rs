@@ -15,6 +15,8 @@ mod contents;
 mod entries;
 mod error;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod header;
 mod json;
 mod limits;

@@ -23,6 +23,8 @@ mod extractions;
 #[cfg(test)]
 mod faults;
 mod folders;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod import;
 mod index;
 mod layout;

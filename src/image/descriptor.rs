@@ -1,13 +1,13 @@
 //! What a manifest says about something it refers to.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Digest, MediaType, Platform};
+use super::{Digest, MediaType, Platform, from_objects_only};
 
 /// What a manifest says about something it refers to (image-spec, "Descriptor"). Fields that a copy does not need, such as
 /// annotations and embedded `data`, are not read; they travel with the raw bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 pub struct Descriptor {
     /// Type of the content.
     pub media_type: MediaType,
@@ -29,6 +29,14 @@ pub struct Descriptor {
         deserialize_with = "lenient_platform"
     )]
     pub platform: Option<Platform>,
+}
+
+from_objects_only!(Descriptor);
+
+impl Serialize for Descriptor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
 }
 
 impl Descriptor {

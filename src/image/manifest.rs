@@ -11,6 +11,7 @@ use super::{
     descriptor::null_is_empty,
     digest::unsupported_algorithm,
     error::{Error, Result, shown},
+    from_objects_only,
 };
 
 /// A manifest of one image or artifact: its children are blobs.
@@ -70,7 +71,7 @@ pub struct RawManifest {
 
 /// What the bytes say about themselves; everything optional, since producers leave out what the type implies.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", remote = "Self")]
 struct Fields {
     schema_version: Option<i64>,
     media_type: Option<MediaType>,
@@ -82,6 +83,8 @@ struct Fields {
     manifests: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
 }
+
+from_objects_only!(Fields);
 
 impl RawManifest {
     /// Takes the bytes as they came, with the `Content-Type` they came under, where there was one. The digest is SHA-256
@@ -344,10 +347,15 @@ mod tests {
             r#"{{"schemaVersion":2,"config":{0},"config":{0},"layers":[]}}"#,
             blob(b"{}")
         );
+        let mut config_as_list = image();
+        config_as_list["config"] = json!(["text/plain", Digest::of(b"{}"), 2, [], null]);
+        let all_as_list = json!([2, MediaType::OCI_MANIFEST, blob(b"{}"), [], [], null, null]);
         for text in [
             negative.to_string(),
             digest.to_string(),
             twice,
+            config_as_list.to_string(),
+            all_as_list.to_string(),
             "[]".into(),
             "{}".into(),
             String::new(),

@@ -7,8 +7,11 @@
 mod descriptor;
 mod digest;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod manifest;
 mod media_type;
+mod object;
 mod platform;
 mod reference;
 mod referrer;
@@ -19,6 +22,7 @@ pub(crate) use error::shown;
 pub use error::{Error, Result};
 pub use manifest::{ImageManifest, Index, Manifest, RawManifest};
 pub use media_type::{MANIFEST_ACCEPT, MediaType};
+pub(crate) use object::{Object, from_objects_only};
 pub use platform::Platform;
 pub use reference::{Host, ImageName, Reference, Repository, RepositoryPath, Tag};
 pub use referrer::Referrer;

@@ -39,6 +39,8 @@ mod download;
 mod endpoint;
 mod error;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod gate;
 mod hosts;
 mod judge;

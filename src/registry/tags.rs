@@ -132,7 +132,7 @@ fn next_page(
 }
 
 /// The target of `Link: <target>; rel="next"`; other links may stand before it, in the same header or in one of their own.
-fn next_link(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn next_link(headers: &HeaderMap) -> Option<&str> {
     headers
         .get_all(header::LINK)
         .iter()

@@ -7,15 +7,15 @@ use super::super::address;
 use crate::image::Digest;
 
 /// A place for the bytes of an upload.
-pub(super) struct Location {
-    pub(super) url: Url,
+pub(in super::super) struct Location {
+    pub(in super::super) url: Url,
     /// The registry named itself with `http://` although it was asked over TLS.
     pub(super) has_forgotten_tls: bool,
 }
 
 /// Why there is no such place.
 #[derive(Debug)]
-pub(super) enum Unusable {
+pub(in super::super) enum Unusable {
     Missing,
     Unreadable,
     Refused {
@@ -26,7 +26,7 @@ pub(super) enum Unusable {
 
 impl Location {
     /// The `Location` of an answer: relative to the URL that answered, absolute, or at another host (registry rule U6).
-    pub(super) fn of(answered: &Url, headers: &HeaderMap) -> Result<Self, Unusable> {
+    pub(in super::super) fn of(answered: &Url, headers: &HeaderMap) -> Result<Self, Unusable> {
         let value = headers.get(header::LOCATION).ok_or(Unusable::Missing)?;
         let named = value
             .to_str()
@@ -76,7 +76,7 @@ pub(super) fn with_digest(location: &Url, digest: &Digest) -> Url {
 
 /// How many bytes a registry says to have, from `0-999` or `bytes=0-999`. Registries write `0-0` for none, and for a single
 /// byte too: that one is sent again.
-pub(super) fn received(headers: &HeaderMap) -> Option<u64> {
+pub(in super::super) fn received(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(header::RANGE)?.to_str().ok()?;
     let range = range.trim();
     let range = range.strip_prefix("bytes").map_or(range, |range| {

@@ -8,7 +8,7 @@
 
 mod course;
 pub(super) mod ladder;
-mod location;
+pub(super) mod location;
 mod next;
 mod notes;
 mod outgoing;

@@ -1,0 +1,6 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| docker_image_pusher::fuzzing::check(
+    "cache_index",
+    bytes
+));

@@ -367,7 +367,6 @@ pub(super) async fn store_tree(
             missing: Vec::new(),
             // Another archive may take the name before this image is sent on.
             pinned: true,
-            transit: false,
         };
         cache.store_image(image).await?;
     }

@@ -37,6 +37,9 @@ pub struct CacheEntry {
     /// that somebody wants to have it here.
     #[serde(default, skip_serializing_if = "is_false")]
     pub transit: bool,
+    /// For whose sake it stays all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_by: Vec<String>,
     /// What the image names and its source did not have, by digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
@@ -91,6 +94,7 @@ impl CacheEntry {
             registry: None,
             child: false,
             transit: false,
+            kept_by: Vec::new(),
             missing: Vec::new(),
             other: Map::new(),
         };
@@ -157,6 +161,11 @@ impl CacheEntry {
         // Asked for by name once, it stays so until it is cleaned by name.
         self.child &= former.child;
         self.transit = former.transit && (self.transit || self.registry.is_none());
+        for owner in former.kept_by {
+            if !self.kept_by.contains(&owner) {
+                self.kept_by.push(owner);
+            }
+        }
         // Without an origin it was made from the files, which know nothing of the source.
         if self.registry.is_none() {
             self.registry = former.registry;

@@ -108,7 +108,8 @@ impl Cache {
             .entries(&self.shared.layout, &self.output)
             .await?;
         let layout = self.shared.layout.clone();
-        let sweep = blocking(move || plan(&layout, &entries, needed, &spared)).await?;
+        let of_a_tenant = self.shared.tenants.strong_count() > 0;
+        let sweep = blocking(move || plan(&layout, &entries, of_a_tenant, needed, &spared)).await?;
         Ok(Some(Planned {
             cache: self.clone(),
             store,
@@ -121,6 +122,7 @@ impl Cache {
 fn plan(
     layout: &Layout,
     entries: &Entries,
+    of_a_tenant: bool,
     needed: u64,
     spared: &HashSet<Digest>,
 ) -> Result<Sweep> {
@@ -128,7 +130,7 @@ fn plan(
         let found = scan(layout)?;
         let mut pinned = Pinned::read(layout)?;
         pinned.digests.extend(spared.iter().cloned());
-        let evictable = evictable(&found, entries, &pinned);
+        let evictable = evictable(&found, entries, of_a_tenant, &pinned);
         let removal = Removal {
             doomed: evictable
                 .iter()
@@ -156,7 +158,7 @@ fn plan(
 }
 
 /// Positions of the images that may go, the longest unused first.
-fn evictable(found: &Scan, entries: &Entries, pinned: &Pinned) -> Vec<usize> {
+fn evictable(found: &Scan, entries: &Entries, of_a_tenant: bool, pinned: &Pinned) -> Vec<usize> {
     let mut evictable: Vec<usize> = (0..found.references.len())
         .filter(|position| {
             let reference = &found.references[*position];
@@ -164,7 +166,7 @@ fn evictable(found: &Scan, entries: &Entries, pinned: &Pinned) -> Vec<usize> {
             // What the index does not know was being stored when its run was killed.
             let passes = entries
                 .get(&index_key(&name.repository, &name.reference))
-                .is_none_or(|entry| entry.transit && !entry.child);
+                .is_none_or(|entry| entry.may_leave(of_a_tenant));
             passes && !pinned.has(reference)
         })
         .collect();

@@ -192,11 +192,11 @@ impl Desk {
         let cache = Cache::open(self.folder.path(), OutputManager::silent()).expect("a cache");
         let shared = &cache.shared;
         self.runtime.block_on(async {
-            let applied =
-                cache
-                    .index
-                    .apply(Vec::new(), &shared.layout, &shared.locks, &cache.output);
-            applied.await.expect("the index is written");
+            let created = cache
+                .index
+                .create(&shared.layout, &shared.locks, &cache.output);
+            created.await.expect("the index is written");
+            cache.flush_index().await;
             let images = cache.list().await.expect("the cache is listed");
             let images = images
                 .into_iter()

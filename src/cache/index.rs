@@ -44,6 +44,11 @@ pub(super) type Entries = BTreeMap<String, CacheEntry>;
 pub(super) enum Change {
     Put(Box<CacheEntry>),
     Remove(String),
+    /// What an owner wanted has ended.
+    Release {
+        key: String,
+        owner: String,
+    },
 }
 
 /// The index of one cache folder, for the tasks of one process.
@@ -204,21 +209,23 @@ impl Index {
         flushing.spawn(flush);
     }
 
-    /// Writes what waits.
+    /// Writes what waits, and what was rebuilt.
     pub(super) async fn flush(
         &self,
         layout: &Layout,
         locks: &Locks,
         output: &OutputManager,
     ) -> Result<()> {
-        {
+        let is_unsaved = self.loaded.lock().await.unsaved;
+        let is_pending = {
             let mut pending = self.pending();
             pending.is_scheduled = false;
-            if pending.changes.is_empty() {
-                return Ok(());
-            }
+            !pending.changes.is_empty()
+        };
+        if is_unsaved || is_pending {
+            self.write(layout, locks, output).await?;
         }
-        self.write(layout, locks, output).await
+        Ok(())
     }
 
     async fn write(&self, layout: &Layout, locks: &Locks, output: &OutputManager) -> Result<()> {
@@ -302,6 +309,9 @@ fn merge(entries: &mut Entries, change: Change) -> bool {
             true
         }
         Change::Remove(key) => entries.remove(&key).is_some(),
+        Change::Release { key, owner } => entries
+            .get_mut(&key)
+            .is_some_and(|entry| entry.release(&owner)),
     }
 }
 

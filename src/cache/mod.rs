@@ -27,6 +27,7 @@ mod folders;
 pub(crate) mod fuzzing;
 mod import;
 mod index;
+mod keep;
 mod layout;
 mod lease;
 mod list;
@@ -86,6 +87,7 @@ pub use entry::{CacheEntry, CachedBlob};
 pub use error::{Error, Result};
 pub use extractions::{ExtractedImage, FileIdentity, ManifestTree};
 pub use import::{HashedBlob, Import, Spool, UnnamedBlob};
+pub use keep::Keep;
 pub use lease::Lease;
 pub use list::ListedImage;
 pub use lock::StoreGuard;
@@ -108,6 +110,8 @@ pub struct Cache {
     index: Arc<Index>,
     shared: Arc<Shared>,
     memory: Memory,
+    /// Why images are brought in.
+    keep: Keep,
     output: OutputManager,
 }
 
@@ -160,6 +164,7 @@ impl Cache {
             index: Arc::default(),
             shared: Arc::new(shared),
             memory: Memory::default(),
+            keep: Keep::default(),
             output,
         })
     }
@@ -251,12 +256,6 @@ impl Cache {
             .iter()
             .filter_map(|digest| digest.parse().ok())
             .collect()
-    }
-
-    /// Whether an image is here only because it was on its way to other places.
-    pub async fn is_in_transit(&self, repository: &Repository, reference: &Reference) -> bool {
-        let entry = self.entry(repository, reference).await;
-        entry.is_some_and(|entry| entry.transit)
     }
 
     /// Notes that an image was used. A failure costs nothing but an earlier end of the image.

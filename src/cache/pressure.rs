@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
-    Cache, CacheLimit, Claim, CleanRequest, Error, StoredImage,
+    Cache, CacheLimit, Claim, CleanRequest, Error, Keep, StoredImage,
     testing::{config, fixture, image, layer, on_a_volume, open, put, read, store_small, stored},
 };
 use crate::image::{Descriptor, ImageName};
@@ -19,13 +19,10 @@ fn name(tag: &str) -> ImageName {
     format!("app:{tag}").parse().unwrap()
 }
 
-/// An image as a run brings it that only passes the cache.
-async fn passing(cache: &Cache, tag: &str, content: &[u8]) -> StoredImage {
+/// An image with its blobs in the cache.
+async fn ready(cache: &Cache, tag: &str, content: &[u8]) -> StoredImage {
     let root = image(cache, &config(tag, "amd64"), &[content]).await;
-    StoredImage {
-        transit: true,
-        ..stored("app", tag, &root)
-    }
+    stored("app", tag, &root)
 }
 
 fn plant(path: &Path, text: &str) {
@@ -53,8 +50,8 @@ async fn bring(cache: &Cache, tag: &str, content: &[u8]) -> Result<(), Error> {
     lease.has_arrived(&layer);
     writer.write_at(0, content.to_vec().into()).await?;
     writer.finish().await?;
-    let passing = passing(cache, tag, content).await;
-    cache.store_image(passing).await
+    let ready = ready(cache, tag, content).await;
+    cache.keeping(Keep::Passing).store_image(ready).await
 }
 
 #[tokio::test]
@@ -130,12 +127,9 @@ async fn what_somebody_asked_for_by_name_stays_though_it_passed_before_or_passes
         .cache
         .clone()
         .with_limit(CacheLimit::Bytes(5 * MIB as u64));
-    let passing = passing(&cache, "a", &content(1, 2)).await;
-    let asked_for = StoredImage {
-        transit: false,
-        ..passing.clone()
-    };
-    for image in [&passing, &asked_for, &passing] {
+    let image = ready(&cache, "a", &content(1, 2)).await;
+    for keep in [Keep::Passing, Keep::OnRequest, Keep::Passing] {
+        let cache = cache.keeping(keep);
         cache.store_image(image.clone()).await.unwrap();
     }
     bring(&cache, "b", &content(2, 2)).await.unwrap();
@@ -152,6 +146,31 @@ async fn what_somebody_asked_for_by_name_stays_though_it_passed_before_or_passes
         "{refused:?}"
     );
     assert_eq!(tags(&reopened).await, ["a", "c"]);
+}
+
+#[tokio::test]
+async fn what_an_owner_keeps_stays_until_he_lets_it_go() {
+    let fixture = fixture();
+    let limit = CacheLimit::Bytes(5 * MIB as u64);
+    let cache = fixture.cache.clone().with_limit(limit);
+    let image = ready(&cache, "a", &content(1, 4)).await;
+    for owner in ["one", "other"] {
+        let kept = cache.keeping(Keep::For(owner.into()));
+        assert!(!kept.keeps(&image.repository, &image.reference).await);
+        kept.store_image(image.clone()).await.unwrap();
+        assert!(kept.keeps(&image.repository, &image.reference).await);
+    }
+    for owner in ["other", "one"] {
+        cache.keep_only(owner, &[name("a")]).await;
+        let refused = bring(&cache, "b", &content(2, 2)).await;
+        assert!(
+            matches!(refused, Err(Error::CacheFull { .. })),
+            "{refused:?}"
+        );
+        cache.keep_only(owner, &[name("b")]).await;
+    }
+    bring(&cache, "b", &content(2, 2)).await.unwrap();
+    assert_eq!(tags(&cache).await, ["b"]);
 }
 
 #[tokio::test]

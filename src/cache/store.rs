@@ -14,6 +14,7 @@ use super::{
     entry::CacheEntry,
     error::{Error, Result},
     index::{Change, Due},
+    keep::Keep,
     layout::{Layout, relative_manifest},
     lock::LockName,
     manifests::{Stored, find_manifest, make_repository, move_aside, write_by_digest, write_tag},
@@ -42,8 +43,6 @@ pub struct StoredImage {
     /// Whether the root is kept under its digest as well, for those who go on with exactly this image: the tag may stand
     /// for another one by then.
     pub pinned: bool,
-    /// Whether it is here only because it is on its way to other places: then it may leave when its room is needed.
-    pub transit: bool,
 }
 
 impl StoredImage {
@@ -140,11 +139,11 @@ impl Cache {
                 &self.output,
             )
             .await?;
-        let layout = self.shared.layout.clone();
+        let (layout, keep) = (self.shared.layout.clone(), self.keep.clone());
         let changes = blocking(move || {
             // Held until the files are in place, even if nobody waits for that any more.
             let _locks = (store, lock);
-            write(&layout, &image)
+            write(&layout, &image, &keep)
         })
         .await?;
         self.update_index(changes).await;
@@ -176,7 +175,7 @@ impl Cache {
         }
     }
 
-    fn warn_of_the_index(&self, error: &Error) {
+    pub(super) fn warn_of_the_index(&self, error: &Error) {
         self.output.warning(format!(
             "the cache index could not be written: {}",
             handlers::message(error)
@@ -258,7 +257,7 @@ impl Cache {
 }
 
 /// Writes the manifests and tells what changes in the index.
-fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
+fn write(layout: &Layout, image: &StoredImage, keep: &Keep) -> Result<Vec<Change>> {
     // After the barrier: if that failed for another image, blobs are gone.
     for manifest in image.manifests() {
         require_blobs(layout, image, manifest)?;
@@ -271,7 +270,6 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         let mut entry = CacheEntry::describe(layout, &image.repository, &reference, path, child)?;
         entry.registry = Some(image.registry.clone());
         entry.child = true;
-        entry.transit = image.transit;
         entry.missing = image.missing_of(child);
         changes.push(Change::Put(Box::new(entry)));
     }
@@ -294,7 +292,7 @@ fn write(layout: &Layout, image: &StoredImage) -> Result<Vec<Change>> {
         &image.root,
     )?;
     entry.registry = Some(image.registry.clone());
-    entry.transit = image.transit;
+    keep.note(&mut entry);
     entry.missing = image.missing_of(&image.root);
     changes.push(Change::Put(Box::new(entry)));
     Ok(changes)

@@ -250,7 +250,7 @@ mod tests {
 
     use super::super::testing::{config, image, layer, put, stored};
     use super::*;
-    use crate::cache::{Claim, StoredImage};
+    use crate::cache::{Claim, Keep};
 
     const ORIGIN: &str = "https://registry.example/team/app";
 
@@ -270,11 +270,11 @@ mod tests {
     /// Stores an image of one layer that only passes, fetched from `origin`.
     async fn fetch(cache: &Cache, tag: &str, content: &[u8], origin: &str) {
         let root = image(cache, &config(tag, "amd64"), &[content]).await;
-        let image = StoredImage {
-            transit: true,
-            ..stored("app", tag, &root)
-        };
-        cache.store_image(image).await.unwrap();
+        let passing = cache.keeping(Keep::Passing);
+        passing
+            .store_image(stored("app", tag, &root))
+            .await
+            .unwrap();
         cache.note_origin(origin, &layer(content)).await;
     }
 

@@ -220,7 +220,6 @@ pub(super) fn stored(repository: &str, reference: &str, root: &RawManifest) -> S
         children: Vec::new(),
         missing: Vec::new(),
         pinned: false,
-        transit: false,
     }
 }
 

@@ -7,6 +7,8 @@ use futures::future::BoxFuture;
 
 use crate::{api::ImageMirrorSpec, output::OutputManager};
 
+use super::target::Name;
+
 pub(super) use crate::{
     mirror::Given,
     transfer::{Failure, RunReport},
@@ -16,6 +18,8 @@ pub(super) use crate::{
 pub(super) trait Engine: Send + Sync + 'static {
     /// Judges a spec without asking anybody.
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure>;
+    /// Lets go of what was kept for the sake of a mirror that is gone.
+    fn release(&self, mirror: &Name) -> BoxFuture<'static, ()>;
 }
 
 /// A spec that can be carried out.
@@ -33,7 +37,7 @@ pub(super) trait Prepared: Send {
     /// Copies, with what it needs from the cluster. Dropping the future stops the work.
     fn run(
         self: Box<Self>,
-        namespace: &str,
+        mirror: &Name,
         given: Given,
         output: OutputManager,
     ) -> BoxFuture<'static, Result<RunReport, Failure>>;

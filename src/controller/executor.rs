@@ -15,7 +15,10 @@ use crate::{
     registry::{Hosts, Loopback},
 };
 
-use super::engine::{Engine, Failure, Given, Needs, Prepared, RunReport};
+use super::{
+    engine::{Engine, Failure, Given, Needs, Prepared, RunReport},
+    target::Name,
+};
 
 /// How long an archive must have stood still before it is read: whoever copies it there writes in bursts.
 const SETTLE_TIME: Duration = Duration::from_secs(10);
@@ -96,6 +99,18 @@ impl Engine for Executor {
             ways: self.ways.clone(),
         }))
     }
+
+    fn release(&self, mirror: &Name) -> BoxFuture<'static, ()> {
+        let cache = self.caches.of(&mirror.namespace);
+        let owner = mirror.name.clone();
+        Box::pin(async move {
+            // Without a cache nothing is kept.
+            if let Ok(cache) = cache {
+                cache.keep_only(&owner, &[]).await;
+                cache.flush_index().await;
+            }
+        })
+    }
 }
 
 impl Prepared for Judged {
@@ -125,27 +140,29 @@ impl Prepared for Judged {
 
     fn run(
         self: Box<Self>,
-        namespace: &str,
+        mirror: &Name,
         given: Given,
         output: OutputManager,
     ) -> BoxFuture<'static, Result<RunReport, Failure>> {
         let Self {
-            mirror,
+            mirror: judged,
             caches,
             archives,
             ways: Ways { hosts, loopback },
         } = *self;
+        let Name { namespace, name } = mirror;
         let cache = caches.of(namespace).map_err(|error| Failure::of(&error));
         let given = Given {
             archives: archives.map(|archives| archives.of(namespace)),
             hosts,
-            tenant: namespace.into(),
+            tenant: namespace.as_str().into(),
+            owner: Some(name.as_str().into()),
             loopback,
             ..given
         };
         Box::pin(async move {
             let cache = cache?.with_output(output.clone());
-            let request = mirror
+            let request = judged
                 .into_request(given, &output)
                 .map_err(|error| Failure::from(&error))?;
             let report = request.run(&cache).await;

@@ -101,7 +101,7 @@ impl Prepared for TestRun {
 
     fn run(
         self: Box<Self>,
-        _namespace: &str,
+        _mirror: &super::target::Name,
         _given: Given,
         _output: OutputManager,
     ) -> BoxFuture<'static, Result<RunReport, Failure>> {

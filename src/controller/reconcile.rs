@@ -210,6 +210,7 @@ impl Context {
 
     async fn clean_up(&self, name: &Name) {
         self.supervisor.stop(name).await;
+        self.engine.release(name).await;
         self.forget_all_but_run(name);
     }
 

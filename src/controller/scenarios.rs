@@ -115,6 +115,10 @@ impl Drop for EndlessRun {
 }
 
 impl Engine for Endless {
+    fn release(&self, _mirror: &Name) -> futures::future::BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     fn prepare(&self, spec: &ImageMirrorSpec) -> Result<Box<dyn Prepared>, Failure> {
         self.prepared.fetch_add(1, Ordering::SeqCst);
         assert_ne!(spec.interval.as_deref(), Some("13h"), "unlucky");

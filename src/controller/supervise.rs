@@ -339,7 +339,7 @@ impl Work {
         let work = async {
             let namespace = &target.name.namespace;
             let given = secrets.read(namespace, &prepared.needs()).await?;
-            prepared.run(namespace, given, output).await
+            prepared.run(&target.name, given, output).await
         };
         // A panic must fail this mirror alone (operator rule K23); what it left behind is dropped with the future.
         let outcome = match AssertUnwindSafe(work).catch_unwind().await {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    cache::{self, Cache},
+    cache::{self, Cache, Keep},
     output::OutputManager,
     registry::{Hosts, Loopback},
     transfer::{ImageJob, Outcome, Registries, Run, RunReport, TransferOptions},
@@ -34,6 +34,9 @@ pub struct Given {
     pub hosts: Hosts,
     /// Whose mirror it is, for a fair share of each registry's connections: the namespace.
     pub tenant: Arc<str>,
+    /// For whose sake images stay that go nowhere else: the mirror's name, where it can be deleted some day; none where images
+    /// stay until they are cleaned.
+    pub owner: Option<Arc<str>>,
     /// Which registries of this machine may be asked.
     pub loopback: Loopback,
     /// Whether a run waits for a registry's quota, instead of leaving its images to the next one.
@@ -81,6 +84,19 @@ pub(super) fn build(
 }
 
 impl MirrorRequest {
+    /// Why its images are brought into the cache.
+    fn keep(&self) -> Keep {
+        let only_fills = match &self.work {
+            Work::Copy(plan) => plan.jobs.iter().all(|job| job.destinations.is_empty()),
+            Work::Extract { destinations, .. } => destinations.is_empty(),
+        };
+        match &self.given.owner {
+            _ if !only_fills => Keep::Passing,
+            Some(owner) => Keep::For(Arc::clone(owner)),
+            None => Keep::OnRequest,
+        }
+    }
+
     /// Carries the mirror out. Dropping the future cancels it. When the mirror's timeout is over, images that are not
     /// through have failed; the others keep their outcome.
     ///
@@ -88,12 +104,16 @@ impl MirrorRequest {
     /// Of an archive: what keeps it from being read, or from being sent where it should go.
     pub async fn run(self, cache: &Cache) -> Result<RunReport> {
         let deadline = Instant::now() + self.timeout;
+        let owner = self.given.owner.clone();
+        let cache = &cache.keeping(self.keep());
         match self.work {
             Work::Copy(plan) => {
                 let run = Run::new(cache, self.registries, self.options, self.output);
                 let run = run.until(deadline, self.timeout);
                 let run = run.parking(self.given.waits_for_quota);
-                Ok(run.execute(&plan.jobs).await)
+                let report = run.execute(&plan.jobs).await;
+                release_others(cache, owner, &plan.jobs).await;
+                Ok(report)
             }
             Work::Extract {
                 archive,
@@ -123,10 +143,20 @@ impl MirrorRequest {
                 let run = run.parking(self.given.waits_for_quota);
                 let mut report = run.until(deadline, timeout).execute(&plan.jobs).await;
                 drop(lease);
+                release_others(cache, owner, &plan.jobs).await;
                 note_extracted(&mut report, &are_new);
                 Ok(report)
             }
         }
+    }
+}
+
+/// Ends what the owner wanted before and does not want any more.
+async fn release_others(cache: &Cache, owner: Option<Arc<str>>, jobs: &[ImageJob]) {
+    if let Some(owner) = owner {
+        let only_here = jobs.iter().filter(|job| job.destinations.is_empty());
+        let names: Vec<_> = only_here.map(|job| job.cached.clone()).collect();
+        cache.keep_only(&owner, &names).await;
     }
 }
 

@@ -23,8 +23,6 @@ pub(super) struct Pull<'a> {
     pub(super) client: &'a RegistryClient,
     pub(super) source: &'a RegistryImage,
     pub(super) cached: &'a ImageName,
-    /// Whether it only passes the cache, on its way to destinations.
-    pub(super) transit: bool,
 }
 
 /// How a blob is fetched.
@@ -124,8 +122,8 @@ impl Pull<'_> {
         let cache = &self.run.cache;
         let origin = cache.origin(repository, reference).await;
         let same_origin = origin.is_some_and(|origin| origin == self.client.address());
-        // One that was on its way to other places is to stay from now on.
-        if !self.transit && cache.is_in_transit(repository, reference).await {
+        // One that was on its way to other places may have to stay from now on.
+        if !cache.keeps(repository, reference).await {
             return Ok(false);
         }
         let same_gaps = cache.missing(repository, reference).await == digests(&tree.missing);
@@ -153,7 +151,6 @@ impl Pull<'_> {
             children: tree.children.clone(),
             missing: digests(&tree.missing),
             pinned: false,
-            transit: self.transit,
         };
         self.run
             .cache

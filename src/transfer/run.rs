@@ -234,7 +234,6 @@ impl Run {
             client: self.client(&source.registry)?,
             source,
             cached: &job.cached,
-            transit: !job.destinations.is_empty(),
         };
         if job.destinations.is_empty() {
             let (digest, moved) = self.fill(job, &pull).await?;

@@ -20,6 +20,7 @@ mod files;
 mod malformed;
 mod network;
 mod parity;
+mod pressure;
 mod refusals;
 mod reports;
 mod requests;

@@ -180,6 +180,8 @@ impl Documents {
             }),
             hosts: surroundings.hosts.clone(),
             tenant: namespace.as_str().into(),
+            // What was asked for by hand stays until it is cleaned by hand.
+            owner: None,
             loopback: Loopback::Named,
             // Whoever typed the command waits for it, and can stop it.
             waits_for_quota: true,

@@ -20,7 +20,7 @@ use super::{
 };
 
 /// How long the room-maker waits for who reads or extracts: they may be at it for long, and the image can be tried again.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// Blobs that no image names may be those of a run that was killed and goes on.
 const GRACE: Grace = Grace {
@@ -30,10 +30,10 @@ const GRACE: Grace = Grace {
 };
 
 /// What may go from one cache, and the lock that it is held under.
-struct Planned {
+pub(super) struct Planned {
     cache: Cache,
-    store: Held,
-    sweep: Sweep,
+    pub(super) store: Held,
+    pub(super) sweep: Sweep,
 }
 
 impl Cache {
@@ -103,6 +103,16 @@ impl Cache {
             Err(Error::CacheInUse { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
+        self.plan_removal(store, needed, spared).await.map(Some)
+    }
+
+    /// The same under a lock that is held already. Without any need, only what nothing names and is old.
+    pub(super) async fn plan_removal(
+        &self,
+        store: Held,
+        needed: u64,
+        spared: HashSet<Digest>,
+    ) -> Result<Planned> {
         let entries = self
             .index
             .entries(&self.shared.layout, &self.output)
@@ -110,11 +120,11 @@ impl Cache {
         let layout = self.shared.layout.clone();
         let of_a_tenant = self.shared.tenants.strong_count() > 0;
         let sweep = blocking(move || plan(&layout, &entries, of_a_tenant, needed, &spared)).await?;
-        Ok(Some(Planned {
+        Ok(Planned {
             cache: self.clone(),
             store,
             sweep,
-        }))
+        })
     }
 }
 

@@ -47,6 +47,7 @@ mod rehash;
 #[cfg(test)]
 mod resumption;
 mod room;
+mod scrub;
 mod store;
 mod survey;
 mod sweep;

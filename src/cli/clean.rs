@@ -6,13 +6,16 @@ use clap::{Args, builder::FalseyValueParser};
 use serde_json::json;
 
 use crate::{
-    api::parse_duration,
     cache::{Cache, CleanRequest},
     image::{Reference, Repository},
     output::ByteSize,
 };
 
-use super::{Error, Result, options::CacheOptions, render::Screen};
+use super::{
+    Error, Result,
+    options::{CacheOptions, duration},
+    render::Screen,
+};
 
 /// Remove images from the cache: all of them, or those that are named
 #[derive(Debug, Args)]
@@ -46,12 +49,6 @@ pub(super) struct Clean {
     keep_within: Option<Duration>,
     #[command(flatten)]
     cache: CacheOptions,
-}
-
-/// The grammar of durations in the resource, so that one spelling serves everywhere.
-fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-        .ok_or_else(|| "expected a duration such as 90s, 30m, 24h or 1h30m".to_owned())
 }
 
 impl Clean {

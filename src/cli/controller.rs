@@ -1,6 +1,6 @@
 //! `controller`: the operator.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, builder::FalseyValueParser};
 
@@ -9,7 +9,10 @@ use crate::{
     controller::{self, ControllerOptions},
 };
 
-use super::{Result, options::cache_limit};
+use super::{
+    Result,
+    options::{cache_limit, duration},
+};
 
 /// Run the operator: watch ImageMirror resources and carry them out
 #[derive(Debug, Args)]
@@ -34,6 +37,10 @@ pub(super) struct Controller {
     #[arg(long, env = "IMAGE_PUSHER_CACHE_MAX_SIZE", default_value = "80%", value_name = "SIZE|PERCENT",
         value_parser = cache_limit)]
     cache_max_size: CacheLimit,
+    /// How often cached blobs are read again, to find what a disk has spoiled; 0 for never
+    #[arg(long, env = "IMAGE_PUSHER_SCRUB_INTERVAL", default_value = "168h", value_name = "DURATION",
+        value_parser = interval)]
+    scrub_interval: Duration,
     /// Folder of archives, read only; each namespace has its own below it
     #[arg(long, env = "IMAGE_PUSHER_ARCHIVE_DIR", value_name = "DIR")]
     archive_dir: Option<PathBuf>,
@@ -66,11 +73,20 @@ pub(super) struct Controller {
     interval_jitter_percentage: u8,
 }
 
+/// A duration as in the resource, or 0.
+fn interval(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" => Ok(Duration::ZERO),
+        _ => duration(text),
+    }
+}
+
 impl Controller {
     pub(super) async fn run(self) -> Result<()> {
         let options = ControllerOptions {
             cache_dir: self.cache_dir,
             cache_limit: self.cache_max_size,
+            scrub_interval: self.scrub_interval,
             archive_dir: self.archive_dir,
             allow_loopback: self.allow_loopback,
             concurrency: self.concurrency.into(),

@@ -1,11 +1,12 @@
 //! Options that several commands share.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, ValueEnum, builder::FalseyValueParser};
 use secrecy::SecretString;
 
 use crate::{
+    api::parse_duration,
     cache::CacheLimit,
     image::{Reference, Repository},
     output::parse_quantity,
@@ -94,6 +95,12 @@ pub(super) struct CacheOptions {
         value_name = "DIR"
     )]
     pub(super) cache_dir: PathBuf,
+}
+
+/// The grammar of durations in the resource, so that one spelling serves everywhere.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .ok_or_else(|| "expected a duration such as 90s, 30m, 24h or 1h30m".to_owned())
 }
 
 /// A largest size for the cache: bytes as Kubernetes writes them, or a part of the volume.

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     api::ImageMirrorSpec,
-    cache::{CacheLimit, Tenants},
+    cache::Tenants,
     mirror::{self, ArchiveFolder, RefusedArchives, ValidatedMirror},
     output::OutputManager,
     registry::{Hosts, Loopback},
@@ -56,15 +56,10 @@ struct Judged {
 }
 
 impl Executor {
-    /// Keeps images below `folder`, not more than `limit` of them, and looks for archives below `archives`, if there is such a folder.
-    pub(super) fn new(
-        folder: PathBuf,
-        limit: CacheLimit,
-        archives: Option<PathBuf>,
-        loopback: Loopback,
-    ) -> Self {
+    /// Keeps images in `caches`, and looks for archives below `archives`, if there is such a folder.
+    pub(super) fn new(caches: Arc<Tenants>, archives: Option<PathBuf>, loopback: Loopback) -> Self {
         Self {
-            caches: Tenants::new(folder, limit),
+            caches,
             archives: archives.map(|folder| Archives {
                 folder,
                 refused: RefusedArchives::default(),

@@ -31,6 +31,7 @@ struct Counters {
     registry_retry: Counter,
     status_patches: Family<Label, Counter>,
     events: Family<Label, Counter>,
+    scrubbed: Family<Label, Counter>,
 }
 
 impl Default for Counters {
@@ -47,6 +48,7 @@ impl Default for Counters {
             registry_retry: Counter::default(),
             status_patches: Family::default(),
             events: Family::default(),
+            scrubbed: Family::default(),
         }
     }
 }
@@ -112,6 +114,14 @@ impl Metrics {
             .inc();
     }
 
+    /// A blob of a cache was read again: `right` or `wrong`.
+    pub(super) fn scrubbed(&self, result: &'static str) {
+        self.counters
+            .scrubbed
+            .get_or_create(&[("result", result)])
+            .inc();
+    }
+
     /// An event was published or not: `succeeded`, `failed` or `dropped`.
     pub(super) fn event(&self, result: &'static str) {
         self.counters
@@ -132,6 +142,7 @@ impl Metrics {
             registry_retry,
             status_patches,
             events,
+            scrubbed,
         } = &*self.counters;
         let mut registry = Registry::with_prefix("imagepusher");
         registry.register("reconcile", "Reconciles by result", reconcile.clone());
@@ -167,6 +178,11 @@ impl Metrics {
             status_patches.clone(),
         );
         registry.register("events", "Kubernetes events by result", events.clone());
+        registry.register(
+            "cache_blobs_scrubbed",
+            "Blobs of the caches that were read again, by result: right or wrong",
+            scrubbed.clone(),
+        );
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)

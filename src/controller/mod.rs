@@ -18,6 +18,7 @@ mod executor;
 #[cfg(test)]
 mod fixtures;
 mod guard;
+mod keeper;
 mod metrics;
 mod present;
 mod progress;
@@ -48,7 +49,10 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cache::CacheLimit, registry::Loopback};
+use crate::{
+    cache::{CacheLimit, Tenants},
+    registry::Loopback,
+};
 
 pub use error::{Error, Result};
 
@@ -56,6 +60,7 @@ use admin::{Admin, Readiness};
 use cluster::ClusterStatuses;
 use engine::Engine;
 use executor::Executor;
+use keeper::Keeper;
 use metrics::Metrics;
 use reconcile::{Book, Context};
 use reports::ClusterReports;
@@ -77,6 +82,8 @@ pub struct ControllerOptions {
     pub cache_dir: PathBuf,
     /// What its blobs must not outgrow.
     pub cache_limit: CacheLimit,
+    /// How often its blobs are read again; never if it is zero.
+    pub scrub_interval: Duration,
     /// Folder below which each namespace has its archives, if there are any.
     pub archive_dir: Option<PathBuf>,
     /// Whether mirrors may name registries on this machine, and what registries point to may be here.
@@ -138,13 +145,21 @@ pub async fn run(options: ControllerOptions) -> Result<()> {
     let signals = Signals::listen()?;
     let client = cluster::connect().await?;
     prepare_folder(&options.cache_dir).await?;
+    let caches = Tenants::new(options.cache_dir.clone(), options.cache_limit);
     let engine = Arc::new(Executor::new(
-        options.cache_dir.clone(),
-        options.cache_limit,
+        Arc::clone(&caches),
         options.archive_dir.clone(),
         options.loopback(),
     ));
-    supervise(options, client, engine, signals).await
+    let metrics = Metrics::default();
+    let keeper = Keeper {
+        caches,
+        scrub_interval: options.scrub_interval,
+        metrics: metrics.clone(),
+    };
+    // Whatever it does can be given up at any time.
+    let _keeping = JoinSet::from_iter([keeper.run()]);
+    supervise(options, client, engine, metrics, signals).await
 }
 
 /// Makes the cache folder, so that readiness has something to look at.
@@ -162,6 +177,7 @@ async fn supervise(
     options: ControllerOptions,
     client: Client,
     engine: Arc<dyn Engine>,
+    metrics: Metrics,
     mut signals: Signals,
 ) -> Result<()> {
     let scopes = options.scopes();
@@ -169,7 +185,6 @@ async fn supervise(
         cluster::check_served(&client, scope.as_deref()).await?;
     }
     warn_of_outdated_crd(&client).await;
-    let metrics = Metrics::default();
     let readiness = Readiness::new(options.cache_dir.clone());
     let admin = Admin::bind(options.metrics_addr, readiness.clone(), metrics.clone()).await?;
     if let Some(address) = admin.address() {

@@ -1,9 +1,14 @@
 //! A cache with less room than all mirrors together would fill.
 
+use std::{
+    fs::File,
+    time::{Duration, SystemTime},
+};
+
 use serde_json::json;
 
-use crate::bed::{Bed, destination, source};
-use crate::support::{Result, images::Image, registry::Registry, skopeo};
+use crate::bed::{Bed, PATIENCE, destination, source};
+use crate::support::{Context, Result, images::Image, registry::Registry, skopeo};
 
 const LAYER: u64 = 1_200_000;
 
@@ -74,5 +79,52 @@ async fn what_only_passes_makes_room_for_what_comes_next() -> Result<()> {
         );
         assert_eq!(source, copy);
     }
+    Ok(())
+}
+
+/// Archive reference 5.5: a blob that a disk has spoiled is found though nobody asks for it, and fetched again.
+#[tokio::test]
+async fn a_blob_that_went_bad_is_found_and_fetched_again() -> Result<()> {
+    let registry = Registry::open()?;
+    let image = Image::builder().layers(1, 100_000).build()?;
+    image.push(registry.access(), "app:1")?;
+    let bed = Bed::new("scrubbed").await?;
+    let spec = json!({"source": source(registry.access(), "app", &["1"])});
+    bed.mirror("app", &spec)?;
+    let options = ["--watch-namespace", &bed.namespace];
+    let operator = bed.operator_with(&options)?;
+    bed.wait_ready("app", "True", "Succeeded")?;
+    drop(operator);
+
+    let digest = &image.manifests[0].layers[0].blob.digest;
+    let hex = digest.strip_prefix("sha256:").unwrap();
+    let path = bed
+        .path()
+        .join(format!("cache/{}/blobs/sha256/{hex}", bed.namespace));
+    let right = std::fs::read(&path).context("the layer is not in the cache")?;
+    let mut wrong = right.clone();
+    wrong[50_000] ^= 1;
+    std::fs::remove_file(&path).context("could not remove the layer")?;
+    std::fs::write(&path, wrong).context("could not write the layer")?;
+    let long_ago = SystemTime::now() - Duration::from_hours(1000);
+    let file = File::open(&path).context("no layer")?;
+    file.set_modified(long_ago)
+        .context("could not set a time")?;
+
+    let operator = bed.operator_with(&options)?;
+    let found = operator.wait_for("the blob found", PATIENCE, || {
+        let log = operator.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains("is fetched again when a mirror needs it"));
+        line.map(str::to_owned)
+    })?;
+    assert!(found.contains(hex) && found.contains("app:1"), "{found}");
+    assert!(!path.exists());
+    bed.request("app", "mend")?;
+    bed.wait_until("app", PATIENCE, |object| {
+        object["status"]["lastHandledReconcileAt"] == "mend" && path.exists()
+    })?;
+    assert_eq!(std::fs::read(&path).context("no layer")?, right);
     Ok(())
 }

@@ -115,7 +115,8 @@ impl ValidatedArchive {
             return Err(error);
         }
         let choose = |found: &[ArchiveImage]| self.choose(found);
-        let stored = archive::extract(archive, cache, &Limits::default(), output, choose).await;
+        let stored =
+            archive::extract(archive, cache, &Limits::default(), None, output, choose).await;
         stored.map_err(|error| {
             let error = Arc::new(error);
             if let Some(reading) = reading {

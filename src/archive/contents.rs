@@ -213,6 +213,12 @@ impl ArchiveContents {
         for (position, _) in chosen {
             trees.push(self.tree(&self.sources[*position], &checked)?);
         }
+        let known = |checked: &&Checked| checked.packed.is_some() && checked.blob.is_none();
+        let known = checked.values().filter(known).count();
+        if known > 0 {
+            self.output
+                .detail(format!("{known} layers were compressed before"));
+        }
         let packed = self.packed_layers(&checked);
         for checked in checked.into_values() {
             self.keep(checked).await?;

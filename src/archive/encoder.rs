@@ -56,20 +56,23 @@ impl Compression {
         }
     }
 
-    /// About what a block takes in memory: before, behind, and the encoder between.
+    /// What a block takes in memory at most, with its encoder.
     pub(super) const fn memory(self) -> u64 {
         const MEBIBYTE: u64 = 1024 * 1024;
         match (self.method(), self.level()) {
             (Method::Gzip, _) => MEBIBYTE,
-            (Method::Zstd, ..=9) => 5 * MEBIBYTE,
-            (Method::Zstd, _) => 16 * MEBIBYTE,
+            (Method::Zstd, ..=3) => 4 * MEBIBYTE,
+            (Method::Zstd, ..=8) => 8 * MEBIBYTE,
+            (Method::Zstd, ..=12) => 16 * MEBIBYTE,
+            (Method::Zstd, _) => 24 * MEBIBYTE,
         }
     }
 }
 
-/// A block on its way.
-#[derive(Debug, Default)]
+/// A block on its way, with all the memory that takes.
+#[derive(Default)]
 pub(super) struct Block {
+    encoder: Option<Encoder>,
     /// The window before it, and itself.
     pub(super) bytes: Vec<u8>,
     /// Bytes of the window.
@@ -81,8 +84,8 @@ pub(super) struct Block {
     pub(super) checksum: Crc,
 }
 
-/// Compresses blocks, one after the other, in any order.
-pub(super) enum Encoder {
+/// What is used again for block after block.
+enum Encoder {
     Gzip(Compress),
     Zstd(Compressor<'static>),
 }
@@ -90,7 +93,7 @@ pub(super) enum Encoder {
 impl Encoder {
     /// # Errors
     /// When there is no memory for it.
-    pub(super) fn new(compression: Compression) -> io::Result<Self> {
+    fn new(compression: Compression) -> io::Result<Self> {
         let level = compression.level();
         Ok(match compression.method() {
             Method::Gzip => {
@@ -103,20 +106,27 @@ impl Encoder {
             }
         })
     }
+}
 
+impl Block {
     /// Fills in what the block becomes.
-    pub(super) fn encode(&mut self, block: &mut Block) -> io::Result<()> {
-        let Block {
+    pub(super) fn encode(&mut self, compression: Compression) -> io::Result<()> {
+        let Self {
+            encoder,
             bytes,
             window,
             is_last,
             packed,
             checksum,
-        } = block;
+        } = self;
+        let encoder = match encoder {
+            Some(encoder) => encoder,
+            none => none.insert(Encoder::new(compression)?),
+        };
         let (window, plain) = bytes.split_at(*window);
         packed.clear();
-        match self {
-            Self::Gzip(deflate) => {
+        match encoder {
+            Encoder::Gzip(deflate) => {
                 *checksum = Crc::new();
                 checksum.update(plain);
                 deflate.reset();
@@ -125,7 +135,7 @@ impl Encoder {
                 }
                 run(deflate, plain, packed, *is_last)
             }
-            Self::Zstd(compressor) => {
+            Encoder::Zstd(compressor) => {
                 packed.reserve(zstd_safe::compress_bound(plain.len()));
                 compressor.compress_to_buffer(plain, packed).map(drop)
             }
@@ -163,5 +173,28 @@ fn run(
             return Ok(());
         }
         packed.reserve(WINDOW);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_takes_no_more_memory_than_is_asked_for() {
+        for level in Method::Zstd.levels() {
+            let compression = Compression::with_level(Method::Zstd, level).unwrap();
+            let mut block = Block {
+                bytes: (0..ZSTD_FRAME).map(|_| fastrand::u8(..)).collect(),
+                ..Block::default()
+            };
+            block.encode(compression).unwrap();
+            let Some(Encoder::Zstd(compressor)) = &mut block.encoder else {
+                panic!("another encoder")
+            };
+            let context = compressor.context_mut().sizeof();
+            let all = block.bytes.capacity() + block.packed.capacity() + context;
+            assert!(all as u64 <= compression.memory(), "level {level}: {all}");
+        }
     }
 }

@@ -13,6 +13,8 @@
 
 mod check;
 mod choose;
+#[cfg(test)]
+mod compressed;
 mod compression;
 mod configs;
 mod contents;
@@ -27,8 +29,6 @@ mod names;
 mod oci;
 mod outer;
 mod pack;
-#[cfg(test)]
-mod packed;
 mod pax;
 mod plan;
 mod rebuild;

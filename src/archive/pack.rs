@@ -1,7 +1,7 @@
 //! Compresses a layer on several threads: one reads blocks and writes what they become, in their order, others work on them.
 //!
 //! The bytes are the same for any number of threads, since each block is compressed by itself (see `encoder`). Memory is
-//! bounded for the whole process, however many layers are worked on: each block on its way takes its part of one budget.
+//! bounded for the whole process, however many layers are worked on: each block takes its part of one budget.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +17,7 @@ use flate2::Crc;
 
 use super::{
     compression::Compression,
-    encoder::{Block, Encoder},
+    encoder::Block,
     error::{Error, Result},
     windows::Room,
 };
@@ -71,6 +71,7 @@ pub(super) fn pack(
             jobs,
             under_way: VecDeque::new(),
             free: Vec::new(),
+            rooms: Vec::new(),
             window: Vec::new(),
             checksum: Crc::new(),
         };
@@ -92,25 +93,18 @@ fn employ<'scope>(
 ) -> io::Result<()> {
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let work = move || {
-        let mut encoder = Encoder::new(compression);
         while let Ok(Job { mut block, done }) = next() {
-            let encoded = match &mut encoder {
-                Ok(encoder) => encoder.encode(&mut block).map(|()| block),
-                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-            };
-            // Who asked has failed otherwise.
-            drop(done.send(encoded));
+            let encoded = block.encode(compression);
+            // Where nobody waits any more, somebody has failed.
+            drop(done.send(encoded.map(|()| block)));
         }
     };
     let builder = thread::Builder::new().name("compression".to_owned());
     builder.spawn_scoped(scope, work).map(drop)
 }
 
-/// A block that somebody works on, and the memory it takes.
-struct UnderWay {
-    done: Receiver<io::Result<Block>>,
-    _room: Room,
-}
+/// A block that somebody works on.
+type UnderWay = Receiver<io::Result<Block>>;
 
 /// Reads blocks, hands them out and writes what comes back.
 struct Conveyor<'a, L> {
@@ -124,6 +118,8 @@ struct Conveyor<'a, L> {
     under_way: VecDeque<UnderWay>,
     /// Blocks whose memory can be used again.
     free: Vec<Block>,
+    /// The memory of all blocks.
+    rooms: Vec<Room>,
     /// The end of the last block.
     window: Vec<u8>,
     checksum: Crc,
@@ -134,9 +130,9 @@ impl<L: Layer> Conveyor<'_, L> {
         self.layer.write(self.compression.head())?;
         let mut is_over = false;
         while !is_over || !self.under_way.is_empty() {
-            let room = if is_over { None } else { self.room()? };
-            match room {
-                Some(room) => is_over = self.hand_out(room)?,
+            let block = if is_over { None } else { self.block()? };
+            match block {
+                Some(block) => is_over = self.hand_out(block)?,
                 None => self.take_back()?,
             }
         }
@@ -144,28 +140,33 @@ impl<L: Layer> Conveyor<'_, L> {
         self.layer.write(&tail)
     }
 
-    /// Memory for one more block; none if one that is under way should be waited for first.
-    fn room(&self) -> Result<Option<Room>> {
-        if self.under_way.len() >= self.most {
-            return Ok(None);
+    /// A block to be filled; none if one that is under way should be waited for first.
+    fn block(&mut self) -> Result<Option<Block>> {
+        if let Some(block) = self.free.pop() {
+            return Ok(Some(block));
         }
         let bytes = self.compression.memory();
-        match Room::to_pack_now(bytes) {
-            // Only who holds nothing may wait: others wait for what we hold.
-            None if self.under_way.is_empty() => {
-                Room::to_pack(bytes, || self.layer.ensure_going_on()).map(Some)
-            }
-            room => Ok(room),
-        }
+        let room = if self.rooms.is_empty() {
+            // Who has a block never waits for memory that others have, so all come through.
+            Some(Room::to_pack(bytes, || self.layer.ensure_going_on())?)
+        } else if self.rooms.len() < self.most {
+            Room::to_pack_now(bytes)
+        } else {
+            None
+        };
+        Ok(room.map(|room| {
+            self.rooms.push(room);
+            Block::default()
+        }))
     }
 
     /// Reads the next block and gives it to a worker; tells whether it was the last one.
-    fn hand_out(&mut self, room: Room) -> Result<bool> {
+    fn hand_out(&mut self, mut block: Block) -> Result<bool> {
         self.layer.ensure_going_on()?;
-        let mut block = self.free.pop().unwrap_or_default();
         let length = self.left.min(self.compression.block() as u64);
         self.left -= length;
-        block.is_last = self.left == 0;
+        let is_last = self.left == 0;
+        block.is_last = is_last;
         block.window = self.window.len();
         block.bytes.clear();
         block.bytes.append(&mut self.window);
@@ -175,14 +176,10 @@ impl<L: Layer> Conveyor<'_, L> {
         let kept = self.compression.window().min(block.bytes.len());
         let end = block.bytes.len() - kept;
         self.window.extend_from_slice(&block.bytes[end..]);
-        let is_last = block.is_last;
         let (done, receiver) = mpsc::sync_channel(1);
         // Should the workers be gone, the receiver says so.
         drop(self.jobs.send(Job { block, done }));
-        self.under_way.push_back(UnderWay {
-            done: receiver,
-            _room: room,
-        });
+        self.under_way.push_back(receiver);
         Ok(is_last)
     }
 
@@ -192,11 +189,213 @@ impl<L: Layer> Conveyor<'_, L> {
             return Ok(());
         };
         let gone = || io::Error::other("a thread that compresses has ended");
-        let block = oldest.done.recv().unwrap_or_else(|_| Err(gone()));
+        let block = oldest.recv().unwrap_or_else(|_| Err(gone()));
         let block = block.map_err(|error| self.layer.failed(error))?;
         self.checksum.combine(&block.checksum);
         self.layer.write(&block.packed)?;
         self.free.push(block);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::{
+        archive::{compression::Method, error::Place, limits::Limits, outer::Form},
+        cache,
+        image::Digest,
+    };
+
+    /// A layer in memory.
+    #[derive(Default)]
+    struct Memory {
+        plain: Vec<u8>,
+        position: usize,
+        packed: Vec<u8>,
+        /// What can be read before somebody fails.
+        readable: Option<usize>,
+        /// Nobody takes what is compressed.
+        is_full: bool,
+    }
+
+    impl Layer for Memory {
+        fn read(&mut self, buffer: &mut [u8]) -> Result<()> {
+            let end = self.position + buffer.len();
+            if self.readable.is_some_and(|readable| readable < end) {
+                return Err(Place::archive("app.tar").invalid("it became shorter"));
+            }
+            buffer.copy_from_slice(&self.plain[self.position..end]);
+            self.position = end;
+            Ok(())
+        }
+
+        fn write(&mut self, packed: &[u8]) -> Result<()> {
+            if self.is_full && !self.packed.is_empty() {
+                return Err(cache::Error::CacheInterrupted.into());
+            }
+            self.packed.extend_from_slice(packed);
+            Ok(())
+        }
+
+        fn ensure_going_on(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn failed(&self, source: io::Error) -> Error {
+            let place = Place::archive("app.tar");
+            Error::CompressionFailed { place, source }
+        }
+    }
+
+    /// Bytes that can be compressed somewhat, always the same.
+    fn content(length: usize) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(7);
+        let words: Vec<Vec<u8>> = (0..500)
+            .map(|_| (0..random.usize(1..20)).map(|_| random.u8(..)).collect())
+            .collect();
+        let mut content = Vec::with_capacity(length + 20);
+        while content.len() < length {
+            content.extend_from_slice(&words[random.usize(..words.len())]);
+        }
+        content.truncate(length);
+        content
+    }
+
+    fn packed(plain: &[u8], compression: Compression, workers: usize) -> Vec<u8> {
+        let mut layer = Memory {
+            plain: plain.to_vec(),
+            ..Memory::default()
+        };
+        pack(&mut layer, plain.len() as u64, compression, workers).unwrap();
+        layer.packed
+    }
+
+    fn expanded(bytes: &[u8]) -> Vec<u8> {
+        let (form, limits) = (Form::of(bytes), Limits::default());
+        let room = Room::of(form, &limits, || Ok(())).unwrap();
+        let mut plain = Vec::new();
+        let mut decoder = form.decoder(bytes, None, &limits, room).unwrap();
+        decoder.read_to_end(&mut plain).unwrap();
+        plain
+    }
+
+    const METHODS: [Method; 2] = [Method::Gzip, Method::Zstd];
+
+    #[test]
+    fn a_layer_becomes_the_same_bytes_for_any_number_of_threads_and_comes_back_whole() {
+        const BLOCK: usize = 256 * 1024;
+        let content = content((2 << 20) + 7);
+        for method in METHODS {
+            for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 1 << 20, content.len()] {
+                let plain = &content[..length];
+                let compression = Compression::new(method);
+                let one = packed(plain, compression, 1);
+                assert_eq!(Form::of(&one), method.form());
+                assert!(expanded(&one) == plain, "{method} {length}");
+                for workers in [2, 3, 100] {
+                    let several = packed(plain, compression, workers);
+                    assert!(one == several, "{method} {length} {workers}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_gives_bytes_that_come_back_whole() {
+        let content = content(600_000);
+        for method in METHODS {
+            for level in method.levels() {
+                let compression = Compression::with_level(method, level).unwrap();
+                let packed = packed(&content, compression, 2);
+                assert!(expanded(&packed) == content, "{method} {level}");
+                assert!(packed.len() < content.len(), "{method} {level}");
+            }
+        }
+    }
+
+    /// Where these change, so do the digests of images: the versions of the encoders in `compression` must then change too.
+    #[test]
+    fn the_bytes_of_a_layer_never_change() {
+        let content = content(3_000_000);
+        for (method, digest) in [
+            (
+                Method::Gzip,
+                "sha256:eab5e098cdd3239805a1e14ffd8c4ccf9b1fcfa8f9f5308d5ba904ae777a72da",
+            ),
+            (
+                Method::Zstd,
+                "sha256:dae4d5ee67574930f631827b277586516bf43a0e7db9d77978abc4b9a91c0c68",
+            ),
+        ] {
+            let packed = packed(&content, Compression::new(method), 2);
+            assert_eq!(Digest::of(&packed).to_string(), digest, "{method}");
+        }
+    }
+
+    #[test]
+    fn a_gzip_layer_is_one_member_without_time_name_or_system() {
+        let content = content(700_000);
+        let packed = packed(&content, Compression::new(Method::Gzip), 2);
+        let mut decoder = flate2::bufread::GzDecoder::new(packed.as_slice());
+        let mut plain = Vec::new();
+        decoder.read_to_end(&mut plain).unwrap();
+        assert!(plain == content);
+        let header = decoder.header().unwrap();
+        assert_eq!((header.mtime(), header.operating_system()), (0, 255));
+        assert_eq!((header.filename(), header.comment()), (None, None));
+        assert!(decoder.into_inner().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_compressed_grows_by_little() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let content: Vec<u8> = (0..3_000_000).map(|_| random.u8(..)).collect();
+        for method in METHODS {
+            let packed = packed(&content, Compression::new(method), 2);
+            assert!(expanded(&packed) == content, "{method}");
+            assert!(
+                packed.len() < content.len() + content.len() / 1000,
+                "{method}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_at_either_end_is_told_and_ends_all_work() {
+        let plain = content(5_000_000);
+        let size = plain.len() as u64;
+        for method in METHODS {
+            let mut source = Memory {
+                plain: plain.clone(),
+                readable: Some(2_500_000),
+                ..Memory::default()
+            };
+            let error = pack(&mut source, size, Compression::new(method), 3).unwrap_err();
+            assert!(error.to_string().contains("became shorter"), "{error}");
+            let mut sink = Memory {
+                plain: plain.clone(),
+                // zstd has nothing to say before the first block.
+                packed: vec![0],
+                is_full: true,
+                ..Memory::default()
+            };
+            let error = pack(&mut sink, size, Compression::new(method), 3).unwrap_err();
+            assert!(matches!(error, Error::Cache(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn layers_that_are_compressed_at_once_share_the_memory_and_all_come_through() {
+        let plain = content(4_000_000);
+        let compression = Compression::with_level(Method::Zstd, 10).unwrap();
+        let expected = packed(&plain, compression, 1);
+        thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| assert!(packed(&plain, compression, 4) == expected));
+            }
+        });
     }
 }

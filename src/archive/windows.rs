@@ -12,8 +12,9 @@ use super::{error::Result, limits::Limits, outer::Form};
 /// Bytes that all windows may take together: two of the largest that are accepted.
 static SHARED: Windows = Windows::new(64 << 20);
 
-/// Bytes that all blocks on their way through a compression may take together: enough for the processors of most machines.
-static PACKING: Windows = Windows::new(24 << 20);
+/// Bytes that all blocks may take together that are being compressed: two blocks of the highest
+/// level of zstd; with gzip four layers on eight processors need less.
+static PACKING: Windows = Windows::new(48 << 20);
 
 /// How soon somebody who waits notices that nobody wants the archive any more.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -302,10 +302,9 @@ impl pack::Layer for Layer<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> Result<()> {
         let read = self.reader.read_exact(buffer);
         read.map_err(|error| judge(error, &self.place))?;
-        for hasher in [Some(&mut self.hasher), self.second.as_mut()] {
-            if let Some(hasher) = hasher {
-                hasher.update(buffer);
-            }
+        self.hasher.update(buffer);
+        if let Some(second) = &mut self.second {
+            second.update(buffer);
         }
         if let Some(reading) = self.reading {
             reading.advance(buffer.len() as u64);

@@ -96,9 +96,8 @@ impl Cache {
 
 /// A note; none if there is none that is whole.
 fn read(path: &Path) -> Result<Option<Note>> {
-    let bytes = match read_small(path, MAX_SIZE)? {
-        Some(Ok(bytes)) => bytes,
-        Some(Err(_)) | None => return Ok(None),
+    let Some(Ok(bytes)) = read_small(path, MAX_SIZE)? else {
+        return Ok(None);
     };
     Ok(unsealed(&bytes).and_then(|text| serde_json::from_str(text).ok()))
 }

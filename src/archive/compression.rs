@@ -23,11 +23,12 @@ impl Method {
         }
     }
 
-    /// The level where none is asked for. Of gzip it is the lowest whose layers are as small as skopeo's, of zstd that of its
-    /// own tool.
+    /// The level where none is asked for. Of gzip it is the fastest whose layers are about as small as skopeo's (4 % larger), of
+    /// zstd that of its own tool.
     pub const fn default_level(self) -> u8 {
         match self {
-            Self::Gzip | Self::Zstd => 3,
+            Self::Gzip => 2,
+            Self::Zstd => 3,
         }
     }
 

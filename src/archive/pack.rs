@@ -323,7 +323,7 @@ mod tests {
         for (method, digest) in [
             (
                 Method::Gzip,
-                "sha256:eab5e098cdd3239805a1e14ffd8c4ccf9b1fcfa8f9f5308d5ba904ae777a72da",
+                "sha256:7e921631b76c7c4da270098a0a9d47f4a24fac2feaa37071818afc5ea969bb11",
             ),
             (
                 Method::Zstd,

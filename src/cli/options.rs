@@ -108,7 +108,7 @@ pub(super) struct CompressionOptions {
         value_name = "METHOD"
     )]
     method: Option<CompressionMethod>,
-    /// How hard to compress: gzip 1 to 9, zstd 1 to 19 [default: 3]
+    /// How hard to compress: gzip 1 to 9, zstd 1 to 19 [default: 2 for gzip, 3 for zstd]
     #[arg(
         long = "compress-level",
         env = "IMAGE_PUSHER_COMPRESS_LEVEL",

@@ -9,6 +9,7 @@
     reason = "a bench writes plain files, waits, and prints what it found"
 )]
 
+mod files;
 mod measure;
 #[path = "../proxy/mod.rs"]
 mod proxy;

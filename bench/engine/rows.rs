@@ -44,6 +44,8 @@ pub(crate) enum Task {
     KillAndAgain,
     /// What `docker save` writes, to a registry.
     Archive,
+    /// The same, of files of this machine, with layers that get compressed.
+    Compress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +58,8 @@ pub(crate) enum Shown {
     /// As a multiple of the images' own bytes.
     SourceBytes,
     FetchedTwice,
+    /// What the destination keeps, as a share of the images' own bytes.
+    Stored,
 }
 
 /// What shall be reached.
@@ -91,6 +95,8 @@ const DYING: Link = Link {
 
 const LIMIT: Duration = Duration::from_mins(5);
 const IMAGE_TOOLS: &[Tool] = &[Ours, Skopeo, Crane, Regctl];
+/// crane compresses as little as it can, and regctl not at all.
+const COMPRESSING_TOOLS: &[Tool] = &[Ours, Skopeo];
 const TAG_TOOLS: &[Tool] = &[Ours, Skopeo, Crane, Regsync];
 
 pub(crate) const ROWS: &[Row] = &[
@@ -280,14 +286,36 @@ pub(crate) const ROWS: &[Row] = &[
         targets: &[Target::Seconds(1.2), Target::MemoryMegabytes(48.0)],
         limit: LIMIT,
     },
+    Row {
+        name: "compress",
+        job: "docker save tar of /usr/lib, 4 x 128 MiB -> registry, gzip",
+        images: 1,
+        layers: 4,
+        layer_bytes: 128 * MEBIBYTE,
+        task: Task::Compress,
+        link: None,
+        tools: COMPRESSING_TOOLS,
+        shown: &[Shown::Seconds, Shown::Memory, Shown::Stored],
+        targets: &[Target::OfFastest(0.7), Target::MemoryMegabytes(48.0)],
+        limit: LIMIT,
+    },
 ];
 
 impl Row {
+    /// Whether the source is an archive. Whoever reads one makes a manifest of his own.
+    pub(crate) const fn reads_archive(&self) -> bool {
+        matches!(self.task, Task::Archive | Task::Compress)
+    }
+
     pub(crate) const fn destinations(&self) -> usize {
         match self.task {
             Task::Copy { destinations } => destinations,
             Task::Store => 0,
-            Task::CopyTags | Task::NothingToDo | Task::KillAndAgain | Task::Archive => 1,
+            Task::CopyTags
+            | Task::NothingToDo
+            | Task::KillAndAgain
+            | Task::Archive
+            | Task::Compress => 1,
         }
     }
 }

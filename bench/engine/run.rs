@@ -27,6 +27,8 @@ pub(crate) struct Figures {
     pub(crate) destination_requests: usize,
     /// What the source sent: on the link where the row has one, else the bodies of its answers.
     pub(crate) source_bytes: u64,
+    /// What the destinations kept.
+    pub(crate) stored_bytes: u64,
     /// Connections to the source, where the row has a link.
     pub(crate) source_connections: Option<u64>,
 }
@@ -64,6 +66,7 @@ impl Figures {
                 .map(|destination| destination.requests().len())
                 .sum(),
             source_bytes: passed.map_or_else(|| bytes_sent(&requests), |passed| passed.down),
+            stored_bytes: site.stored_bytes(),
             source_connections: passed.map(|passed| passed.connections),
         })
     }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use tempfile::TempDir;
 
+use crate::files;
 use crate::proxy::SlowLink;
 use crate::rows::{Row, Task};
 use crate::support::images::{Blob, Image};
@@ -43,8 +44,13 @@ pub(crate) struct Site {
 impl Source {
     pub(crate) fn new(row: &Row) -> Result<Self> {
         let builder = || {
+            // Where the archive is of other things, the image only gives the tag.
+            let layer_bytes = match row.task {
+                Task::Compress => 1000,
+                _ => row.layer_bytes,
+            };
             Image::builder()
-                .layers(row.layers, row.layer_bytes)
+                .layers(row.layers, layer_bytes)
                 .gzip_level(0)
                 .build()
         };
@@ -57,6 +63,12 @@ impl Source {
                 image.save_docker_archive(&folder.path().join(ARCHIVE), "bench/app:1")?;
                 Some(folder)
             }
+            (_, Task::Compress) => {
+                let folder = temporary_folder("archive")?;
+                let file = folder.path().join(ARCHIVE);
+                files::save(&file, "bench/app:1", row.layers, row.layer_bytes)?;
+                Some(folder)
+            }
             _ => None,
         };
         Ok(Self {
@@ -66,9 +78,14 @@ impl Source {
         })
     }
 
-    /// What all images of the row weigh, without their manifests.
+    /// What all images of the row weigh, without their manifests; of an archive, the file.
     pub(crate) fn bytes(&self) -> u64 {
-        self.images.iter().map(Image::size).sum()
+        let archive = self.archive.as_ref();
+        let archive = archive.and_then(|folder| folder.path().join(ARCHIVE).metadata().ok());
+        archive.map_or_else(
+            || self.images.iter().map(Image::size).sum(),
+            |archive| archive.len(),
+        )
     }
 
     pub(crate) fn site(&self, row: &Row) -> Result<Site> {
@@ -121,7 +138,7 @@ impl Source {
                     std::fs::read_to_string(&link).context(format!("the tag {tag} is missing"))?;
                 let metadata = std::fs::metadata(&link).context("could not look at a tag")?;
                 latest = latest.max(metadata.modified().ok());
-                if row.task == Task::Archive {
+                if row.reads_archive() {
                     continue;
                 }
                 if digest.trim() != image.digest {
@@ -143,6 +160,15 @@ impl Source {
 impl Site {
     pub(crate) fn home(&self) -> &Path {
         self.home.path()
+    }
+
+    /// What the destinations keep: blobs and manifests.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let folders = self.destinations.iter().map(|registry| {
+            let folder = registry.process().folder();
+            bytes_below(&folder.join("data/docker/registry/v2/blobs"))
+        });
+        folders.sum()
     }
 
     /// The address of a destination; empty where there is none.
@@ -192,6 +218,17 @@ fn put_into(registry: &Registry, repository: &str, images: &[Image]) -> Result<(
         write_link(&tag_link(registry, repository, &tag), digest)?;
     }
     Ok(())
+}
+
+fn bytes_below(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 fn repository_folder(registry: &Registry, repository: &str) -> PathBuf {

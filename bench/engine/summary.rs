@@ -121,12 +121,17 @@ impl RowSummary {
             ),
             Shown::DestinationRequests => runs.median(destination_requests).to_string(),
             Shown::SourceBytes => format!("{:.2} x", self.source_bytes(runs)),
+            Shown::Stored => format!("{:.1} % kept", 100.0 * self.stored(runs)),
             Shown::FetchedTwice => format!("{:.1} %", 100.0 * self.fetched_twice(runs)),
         }
     }
 
     pub(crate) fn source_bytes(&self, runs: &Runs) -> f64 {
         runs.median(|figures| number(figures.source_bytes) / number(self.image_bytes))
+    }
+
+    fn stored(&self, runs: &Runs) -> f64 {
+        runs.median(|figures| number(figures.stored_bytes) / number(self.image_bytes))
     }
 
     fn fetched_twice(&self, runs: &Runs) -> f64 {

@@ -63,7 +63,7 @@ impl Tool {
             (_, Task::KillAndAgain) => Ok(vec![self.copy(site, 0)]),
             (_, Task::Store) => Ok(vec![self.store(site)]),
             (_, Task::CopyTags | Task::NothingToDo) => Ok(vec![self.copy_tags(site)]),
-            (_, Task::Archive) => Ok(vec![self.push_archive(site)]),
+            (_, Task::Archive | Task::Compress) => Ok(vec![self.push_archive(site)]),
         }
     }
 
@@ -133,10 +133,17 @@ fn ours(task: Task, site: &Site) -> Result<Vec<String>> {
             "pull -r {SOURCE_REPOSITORY} -t 1 --registry http://{}",
             site.source
         ),
-        Task::Archive => format!(
-            "push -s {ARCHIVE} -r {DESTINATION_REPOSITORY} -t 1 --registry http://{} --max-concurrent 4",
-            site.destination(0)
-        ),
+        Task::Archive | Task::Compress => {
+            let compress = if task == Task::Compress {
+                "--compress gzip"
+            } else {
+                ""
+            };
+            format!(
+                "push -s {ARCHIVE} -r {DESTINATION_REPOSITORY} -t 1 --registry http://{} --max-concurrent 4 {compress}",
+                site.destination(0)
+            )
+        }
         Task::Copy { .. } | Task::KillAndAgain | Task::CopyTags | Task::NothingToDo => {
             write(&site.home().join("mirror.yaml"), &mirror(site))?;
             "sync -f mirror.yaml".to_owned()

@@ -8,6 +8,8 @@
     reason = "what is tested here blocks and writes plain files"
 )]
 
+#[path = "../engine/files.rs"]
+mod files;
 #[path = "../engine/measure.rs"]
 mod measure;
 #[path = "../proxy/mod.rs"]

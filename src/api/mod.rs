@@ -28,7 +28,7 @@ pub use names::{ArchivePath, ImageTag, PinnedDigest};
 pub use schema::{image_mirror_schema, secret_schema, service_account_schema};
 pub use spec::{
     Access, ArchiveImage, ArchiveSource, CacheSource, Destination, ExistingBlobs, ImageMirror,
-    ImageMirrorSpec, RegistrySource, SecretReference, Source, Transfer,
+    ImageMirrorSpec, LayerCompression, RegistrySource, SecretReference, Source, Transfer,
 };
 pub use status::{
     DestinationStatus, FailureStatus, ImageMirrorStatus, ImageOutcome, ImageStatus, Progress,

@@ -188,6 +188,32 @@ pub struct ArchiveSource {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub images: Vec<ArchiveImage>,
+    /// What happens to plain layers, as docker save writes them: None keeps them, Gzip and Zstd compress them, which gives the
+    /// image another digest. Layers that are compressed already stay as they are. Default: None.
+    #[serde(default, skip_serializing_if = "LayerCompression::is_none")]
+    pub compression: LayerCompression,
+}
+
+/// What happens to plain layers of an archive.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LayerCompression {
+    /// They stay as they are.
+    #[default]
+    None,
+    /// They become gzip, at its default level.
+    Gzip,
+    /// They become zstd, at its default level.
+    Zstd,
+}
+
+impl LayerCompression {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde passes a reference"
+    )]
+    const fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
 }
 
 /// One image of an archive.

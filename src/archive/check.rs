@@ -1,4 +1,5 @@
 //! One blob of an archive: copied, hashed, and if it is compressed also expanded and hashed, all in one pass over its bytes.
+//! A plain layer that is to be compressed is hashed and compressed in that pass, and its plain bytes are not kept.
 
 use std::{
     io::{self, Read},
@@ -6,16 +7,18 @@ use std::{
 };
 
 use crate::{
-    cache::{HashedBlob, Spool, UnnamedBlob},
+    cache::{HashedBlob, PackedLayer, Spool, UnnamedBlob},
     image::{Algorithm, Digest, Hasher},
     output::Transfer,
 };
 
 use super::{
+    compression::{Compression, Method},
     entries::{At, CHUNK, Content, ContentReader, became_shorter},
     error::{Error, Place, Result},
     limits::Limits,
     outer::{Form, judge, read_full},
+    pack::{self, pack},
     plan::presumed,
     windows::Room,
 };
@@ -30,6 +33,19 @@ pub(super) struct BlobUse {
     pub(super) digest: Option<Digest>,
     /// What its bytes must hash to when they are expanded.
     pub(super) diff_id: Option<Digest>,
+    /// Whether it is a layer that may be compressed: what only its publisher may serve has to stay as it is.
+    pub(super) may_be_packed: bool,
+}
+
+impl BlobUse {
+    /// What its bytes must hash to before they are compressed; none if they stay as they are.
+    pub(super) fn to_pack(&self, archive: &Place) -> Result<Option<&Digest>> {
+        let diff_id = self.diff_id.as_ref().filter(|_| self.may_be_packed);
+        Ok(match diff_id {
+            Some(_) if self.content.form(archive)? == Form::Plain => diff_id,
+            _ => None,
+        })
+    }
 }
 
 /// What a content turned out to be.
@@ -38,9 +54,19 @@ pub(super) struct Checked {
     pub(super) digest: Digest,
     pub(super) form: Form,
     /// Of the expanded bytes, where that was asked for.
-    diff_id: Option<Digest>,
-    /// The bytes in the import; none if the cache has the blob.
+    pub(super) diff_id: Option<Digest>,
+    /// What becomes of it in the cache.
+    pub(super) packed: Option<Packed>,
+    /// The bytes in the import, compressed if it was; none if the cache has the blob.
     pub(super) blob: Option<Arc<HashedBlob>>,
+}
+
+/// A layer that was plain in the archive.
+#[derive(Debug, Clone)]
+pub(super) struct Packed {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) method: Method,
 }
 
 /// Reads a content once.
@@ -50,6 +76,8 @@ pub(super) struct Check {
     pub(super) archive: Place,
     pub(super) spool: Spool,
     pub(super) limits: Arc<Limits>,
+    /// What plain layers become.
+    pub(super) compression: Option<Compression>,
     /// Told of every piece; a content in the import was read and told of before.
     pub(super) reading: Option<Arc<Transfer>>,
 }
@@ -58,6 +86,30 @@ impl Check {
     /// Does the work. Blocks.
     pub(super) fn run(&self) -> Result<Checked> {
         let form = self.wanted.content.form(&self.archive)?;
+        let to_pack = self.wanted.to_pack(&self.archive)?;
+        let (Some(compression), Some(diff_id)) = (self.compression, to_pack) else {
+            return self.keep(form, false);
+        };
+        // What is noted of an earlier run is compared with our own hash of the plain bytes as everything else is.
+        let known = self.spool.packed(diff_id, &compression.fingerprint())?;
+        let Some(PackedLayer { digest, size }) = known else {
+            return self.pack(compression);
+        };
+        let method = compression.method();
+        let packed = Packed {
+            digest,
+            size,
+            method,
+        };
+        Ok(Checked {
+            blob: None,
+            packed: Some(packed),
+            ..self.keep(form, true)?
+        })
+    }
+
+    /// Takes the bytes as they are, or only looks whether they are right.
+    fn keep(&self, form: Form, only_hash: bool) -> Result<Checked> {
         match &self.wanted.content.at {
             At::Spooled(blob) => {
                 let digest = blob.digest().clone();
@@ -74,10 +126,11 @@ impl Check {
                     digest,
                     form,
                     diff_id,
+                    packed: None,
                     blob,
                 })
             }
-            At::Archive { .. } | At::Gathered { .. } => self.take(form),
+            At::Archive { .. } | At::Gathered { .. } => self.take(form, only_hash),
         }
     }
 
@@ -90,11 +143,49 @@ impl Check {
             .filter(|algorithm| form != Form::Plain || *algorithm != raw)
     }
 
-    /// Copies a content out of the archive or the file of small ones, or only hashes it where the cache has it.
-    fn take(&self, form: Form) -> Result<Checked> {
+    /// Compresses a plain layer, and hashes it before and behind.
+    fn pack(&self, compression: Compression) -> Result<Checked> {
+        let raw = self.raw_algorithm();
+        let mut layer = Layer {
+            reader: self.wanted.content.open()?,
+            place: self.wanted.content.place(&self.archive),
+            hasher: Hasher::new(raw),
+            second: self.expansion(Form::Plain, raw).map(Hasher::new),
+            // Nobody knows yet how many bytes it will be.
+            blob: self.spool.create(Algorithm::Sha256, 0)?,
+            spool: &self.spool,
+            reading: self.reading.as_deref(),
+        };
+        let size = self.wanted.content.size;
+        pack(&mut layer, size, compression, pack::workers())?;
+        let digest = layer.hasher.finish();
+        let diff_id = layer.second.map_or_else(|| digest.clone(), Hasher::finish);
+        let blob = layer.blob.finish();
+        let packed = Packed {
+            digest: blob.digest().clone(),
+            size: blob.size(),
+            method: compression.method(),
+        };
+        Ok(Checked {
+            digest,
+            form: Form::Plain,
+            diff_id: Some(diff_id),
+            packed: Some(packed),
+            blob: Some(Arc::new(blob)),
+        })
+    }
+
+    /// The algorithm by which the archive names the bytes.
+    fn raw_algorithm(&self) -> Algorithm {
         let named = self.wanted.content.named_digest();
-        let raw = named.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        named.as_ref().map_or(Algorithm::Sha256, Digest::algorithm)
+    }
+
+    /// Copies a content out of the archive or the file of small ones, or only hashes it where the cache has it.
+    fn take(&self, form: Form, only_hash: bool) -> Result<Checked> {
+        let raw = self.raw_algorithm();
         let is_present = match presumed(&self.wanted, form) {
+            _ if only_hash => true,
             Some(digest) if digest.algorithm() == raw => {
                 self.spool.has(&digest, self.wanted.content.size)?
             }
@@ -137,6 +228,7 @@ impl Check {
             digest,
             form,
             diff_id,
+            packed: None,
             blob,
         })
     }
@@ -191,6 +283,46 @@ impl Checked {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// A layer on its way through the compression.
+struct Layer<'a> {
+    reader: ContentReader,
+    place: Place,
+    hasher: Hasher,
+    /// Where the names in the archive and the configuration have different algorithms.
+    second: Option<Hasher>,
+    blob: UnnamedBlob,
+    spool: &'a Spool,
+    reading: Option<&'a Transfer>,
+}
+
+impl pack::Layer for Layer<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<()> {
+        let read = self.reader.read_exact(buffer);
+        read.map_err(|error| judge(error, &self.place))?;
+        self.hasher.update(buffer);
+        if let Some(second) = &mut self.second {
+            second.update(buffer);
+        }
+        if let Some(reading) = self.reading {
+            reading.advance(buffer.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, packed: &[u8]) -> Result<()> {
+        Ok(self.blob.write(packed)?)
+    }
+
+    fn ensure_going_on(&self) -> Result<()> {
+        Ok(self.spool.ensure_going_on()?)
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        let place = self.place.clone();
+        Error::CompressionFailed { place, source }
     }
 }
 

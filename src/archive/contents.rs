@@ -9,19 +9,21 @@ use std::{
 use futures::{StreamExt, stream};
 
 use crate::{
-    cache::{self, Cache, Import, Spool, StoredImage},
+    cache::{self, Cache, Import, PackedLayer, Spool, StoredImage},
     image::{Algorithm, Digest, ImageName, Platform, RawManifest, Tag},
     output::{OutputManager, Transfer},
 };
 
 use super::{
     Archive, Limits,
-    check::{BlobUse, Check, Checked},
+    check::{BlobUse, Check, Checked, Packed},
+    compression::Compression,
     configs::Planning,
     entries::At,
     error::{Place, Result},
     plan::{Planned, Source, plan},
     rebuild,
+    repack::repacked,
 };
 
 /// The door to this room: every archive goes through [`TarUtils::parse_image_info`].
@@ -39,6 +41,7 @@ pub struct ArchiveContents {
     import: Import,
     cache: Cache,
     limits: Arc<Limits>,
+    compression: Option<Compression>,
     output: OutputManager,
     name: String,
 }
@@ -98,6 +101,7 @@ impl TarUtils {
             import,
             cache: cache.with_output(output.clone()),
             limits,
+            compression: None,
             output: output.clone(),
             name,
         })
@@ -154,13 +158,14 @@ fn read(
     Ok((images, sources))
 }
 
-/// A content to be read, and how.
-type Key = (u64, Option<Algorithm>);
+/// A content to be read, how, and whether it may be compressed.
+type Key = (u64, Option<Algorithm>, bool);
 
 fn key(wanted: &BlobUse) -> Key {
     (
         wanted.content.number,
         wanted.diff_id.as_ref().map(Digest::algorithm),
+        wanted.may_be_packed,
     )
 }
 
@@ -168,6 +173,23 @@ impl ArchiveContents {
     /// The images, in the order of the archive.
     pub fn images(&self) -> &[ArchiveImage] {
         &self.images
+    }
+
+    /// Plain layers are to be compressed. The digest of an image that has some is not known any more before they were read.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub fn compressed(mut self, compression: Compression) -> Result<Self> {
+        self.compression = Some(compression);
+        for (image, source) in self.images.iter_mut().zip(&self.sources) {
+            for used in source.blobs() {
+                if used.to_pack(&self.place)?.is_some() {
+                    image.digest = None;
+                    break;
+                }
+            }
+        }
+        Ok(self)
     }
 
     /// Copies the blobs of the chosen images and checks them, all of them. Only then they get their names: each image is stored
@@ -191,9 +213,17 @@ impl ArchiveContents {
         for (position, _) in chosen {
             trees.push(self.tree(&self.sources[*position], &checked)?);
         }
+        let known = |checked: &&Checked| checked.packed.is_some() && checked.blob.is_none();
+        let known = checked.values().filter(known).count();
+        if known > 0 {
+            self.output
+                .detail(format!("{known} layers were compressed before"));
+        }
+        let packed = self.packed_layers(&checked);
         for checked in checked.into_values() {
             self.keep(checked).await?;
         }
+        self.cache.remember_packed(packed).await;
         let mut stored = Vec::with_capacity(chosen.len());
         for ((position, names), (root, children)) in chosen.iter().zip(trees) {
             let (cache, origin) = (&self.cache, &self.origin);
@@ -289,18 +319,46 @@ impl ArchiveContents {
             archive: self.place.clone(),
             spool: self.import.spool(),
             limits: Arc::clone(&self.limits),
+            compression: self.compression,
             reading,
         }
     }
 
-    /// The manifests of an image: those of the archive, or one that is made of what the blobs turned out to be.
+    /// What was compressed just now, for the notes of the cache.
+    fn packed_layers(
+        &self,
+        checked: &BTreeMap<Key, Checked>,
+    ) -> Vec<(Digest, String, PackedLayer)> {
+        let new = checked.values().filter(|checked| checked.blob.is_some());
+        new.filter_map(|checked| {
+            let Packed { digest, size, .. } = checked.packed.clone()?;
+            let diff_id = checked.diff_id.clone()?;
+            let fingerprint = self.compression?.fingerprint();
+            Some((diff_id, fingerprint, PackedLayer { digest, size }))
+        })
+        .collect()
+    }
+
+    /// The manifests of an image: those of the archive, unless layers were compressed, or one that is made of what the blobs
+    /// turned out to be.
     fn tree(
         &self,
         source: &Source,
         checked: &BTreeMap<Key, Checked>,
     ) -> Result<(RawManifest, Vec<RawManifest>)> {
         let (config, layers) = match source {
-            Source::Kept { root, children, .. } => return Ok((root.clone(), children.clone())),
+            Source::Kept {
+                root,
+                children,
+                blobs,
+            } => {
+                let packed = blobs.iter().filter_map(|used| {
+                    let checked = checked.get(&key(used))?;
+                    Some((checked.digest.clone(), checked.packed.clone()?))
+                });
+                let packed = packed.collect();
+                return repacked(&(root.clone(), children.clone()), &packed, &self.place);
+            }
             Source::Rebuilt { config, layers } => (config, layers),
         };
         let unknown = |used: &BlobUse| {
@@ -313,13 +371,11 @@ impl ArchiveContents {
         for layer in layers {
             let found = checked.get(&key(layer)).ok_or_else(|| unknown(layer))?;
             let place = layer.content.place(&self.place);
-            let size = layer.content.size;
-            descriptors.push(rebuild::layer(
-                found.form,
-                found.digest.clone(),
-                size,
-                &place,
-            )?);
+            let (form, digest, size) = match &found.packed {
+                Some(packed) => (packed.method.form(), &packed.digest, packed.size),
+                None => (found.form, &found.digest, layer.content.size),
+            };
+            descriptors.push(rebuild::layer(form, digest.clone(), size, &place)?);
         }
         Ok((
             rebuild::manifest(&config, &descriptors, &self.place)?,

@@ -276,6 +276,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A layer could not be compressed.
+    #[error(
+        "{place} could not be compressed; run it again with more memory, or without compression"
+    )]
+    CompressionFailed {
+        /// Where.
+        place: Place,
+        /// What the encoder or the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] cache::Error),
@@ -299,7 +310,7 @@ impl Classified for Error {
             | Self::ArchiveNameShared { .. }
             | Self::ArchiveNotFound { .. }
             | Self::NotAnArchiveFile { .. } => Class::Config,
-            Self::ArchiveUnreadable { .. } => Class::Storage,
+            Self::ArchiveUnreadable { .. } | Self::CompressionFailed { .. } => Class::Storage,
             Self::Cache(source) => source.class(),
         }
     }
@@ -321,7 +332,8 @@ impl Classified for Error {
             | Self::ArchiveNameShared { .. }
             | Self::ArchiveNotFound { .. }
             | Self::NotAnArchiveFile { .. }
-            | Self::ArchiveUnreadable { .. } => self.into(),
+            | Self::ArchiveUnreadable { .. }
+            | Self::CompressionFailed { .. } => self.into(),
         }
     }
 }

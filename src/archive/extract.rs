@@ -7,8 +7,8 @@ use crate::{
 };
 
 use super::{
-    Archive, ArchiveImage, Chosen, Limits, StoredArchiveImage, TarUtils,
-    contents::store_tree,
+    Archive, ArchiveImage, Chosen, Compression, Limits, StoredArchiveImage, TarUtils,
+    contents::{blocking, store_tree},
     error::{Error, Result},
     source::Watch,
 };
@@ -16,12 +16,16 @@ use super::{
 /// Brings images of an archive into the cache. `choose` decides which, and their names, once the images are known; an error
 /// of it stops everything before anything is visible.
 ///
+/// Plain layers are compressed if that is asked for; one that was compressed before in the same way, and is still there, is
+/// only hashed.
+///
 /// A file that was extracted before and has not changed since is not read again, as long as the cache still has the whole of
 /// what is chosen.
 pub async fn extract<E>(
     archive: Archive,
     cache: &Cache,
     limits: &Limits,
+    compression: Option<Compression>,
     output: &OutputManager,
     mut choose: impl FnMut(&[ArchiveImage]) -> Result<Chosen, E>,
 ) -> Result<Vec<StoredArchiveImage>, E>
@@ -30,8 +34,11 @@ where
 {
     // What is here already must stay until the images are stored.
     let _in_use = cache.use_shared().await.map_err(Error::from)?;
+    let form = compression
+        .map(Compression::fingerprint)
+        .unwrap_or_default();
     let known = match archive.identity() {
-        Some(identity) => cache.extraction(identity).await.map_err(Error::from)?,
+        Some(file) => cache.extraction(file, &form).await.map_err(Error::from)?,
         None => None,
     };
     let watch = archive.watch();
@@ -41,11 +48,14 @@ where
         if let Some(stored) = short {
             let place = archive.place();
             output.detail(format!("{place} did not change since it was extracted"));
-            note(cache, watch, &images, known, &stored).await;
+            note(cache, watch, &form, &images, known, &stored).await;
             return Ok(stored);
         }
     }
-    let contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
+    let mut contents = TarUtils::parse_image_info(archive, cache, limits, output).await?;
+    if let Some(compression) = compression {
+        contents = blocking(move || contents.compressed(compression)).await?;
+    }
     let images = contents.images().to_vec();
     let stored = contents.store(&choose(&images)?).await?;
     // What the note says of other images counts only while both readings found the same.
@@ -54,7 +64,7 @@ where
         .into_iter()
         .filter(|known| is_same(&images, known))
         .collect::<Vec<_>>();
-    note(cache, watch, &images, &known, &stored).await;
+    note(cache, watch, &form, &images, &known, &stored).await;
     Ok(stored)
 }
 
@@ -62,12 +72,13 @@ where
 async fn note(
     cache: &Cache,
     watch: Option<Watch>,
+    form: &str,
     images: &[ArchiveImage],
     known: &[ExtractedImage],
     stored: &[StoredArchiveImage],
 ) {
     if let Some(watch) = watch.filter(Watch::is_unchanged) {
-        remember(cache, &watch.identity, images, known, stored).await;
+        remember(cache, &watch.identity, form, images, known, stored).await;
     }
 }
 
@@ -132,6 +143,7 @@ async fn store_again(
 async fn remember(
     cache: &Cache,
     file: &FileIdentity,
+    form: &str,
     images: &[ArchiveImage],
     known: &[ExtractedImage],
     stored: &[StoredArchiveImage],
@@ -166,5 +178,5 @@ async fn remember(
             }
         })
         .collect();
-    cache.remember_extraction(file, note).await;
+    cache.remember_extraction(file, form, note).await;
 }

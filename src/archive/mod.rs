@@ -7,11 +7,18 @@
 //! Start with [`TarUtils::parse_image_info`], through which every archive goes. Below it `walk` reads the headers, `entries`
 //! makes a map of them, `plan` finds the images; `contents` copies, checks and stores them. [`extract`] does all of that, and
 //! nothing at all for an archive that did not change. [`save`] is the way back.
+//!
+//! Where a [`Compression`] is asked for, plain layers are compressed on their way: `pack` on several threads, `encoder` block by
+//! block; `repack` makes the manifests of it.
 
 mod check;
 mod choose;
+#[cfg(test)]
+mod compressed;
+mod compression;
 mod configs;
 mod contents;
+mod encoder;
 mod entries;
 mod error;
 mod extract;
@@ -23,11 +30,13 @@ mod limits;
 mod names;
 mod oci;
 mod outer;
+mod pack;
 mod pax;
 mod plan;
 mod rebuild;
 #[cfg(test)]
 mod refusals;
+mod repack;
 mod save;
 #[cfg(test)]
 mod scenarios;
@@ -38,6 +47,7 @@ mod walk;
 mod windows;
 
 pub use choose::{Choice, Chosen, all_named, find, only, refuse_shared_names};
+pub use compression::{Compression, Method};
 pub use contents::{ArchiveContents, ArchiveImage, StoredArchiveImage, TarUtils};
 pub use error::{Error, Place, Result};
 pub use extract::extract;

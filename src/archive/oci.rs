@@ -282,6 +282,7 @@ impl<'a, 'c> Reader<'a, 'c> {
             if let Some(mut used) = self.find(layer, &part, &mut image)? {
                 let diff_id = diff_ids.as_ref().and_then(|list| list.get(position));
                 used.diff_id = diff_id.filter(|_| is_tar_layer(&layer.media_type)).cloned();
+                used.may_be_packed = !layer.media_type.is_nondistributable();
                 image.layers.push(used);
             }
         }
@@ -313,6 +314,7 @@ impl<'a, 'c> Reader<'a, 'c> {
             part: part.to_owned(),
             digest: Some(descriptor.digest.clone()),
             diff_id: None,
+            may_be_packed: false,
         }))
     }
 

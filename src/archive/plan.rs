@@ -430,6 +430,7 @@ impl DockerImage {
                 part,
                 digest: None,
                 diff_id: Some(diff_id.clone()),
+                may_be_packed: true,
             });
         }
         Ok(Planned {
@@ -442,6 +443,7 @@ impl DockerImage {
                     part: "the configuration".to_owned(),
                     digest: Some(self.config.digest.clone()),
                     diff_id: None,
+                    may_be_packed: false,
                 },
                 layers,
             },

@@ -48,17 +48,22 @@ pub(super) fn config(digest: Digest, size: u64) -> Descriptor {
 
 /// The descriptor of a layer; its type follows from its own bytes, not from those of other layers or from a name.
 pub(super) fn layer(form: Form, digest: Digest, size: u64, place: &Place) -> Result<Descriptor> {
-    let media_type = match form {
-        Form::Plain => PLAIN_LAYER,
-        Form::Gzip => GZIP_LAYER,
-        Form::Zstd => ZSTD_LAYER,
-        Form::Xz | Form::Bzip2 => {
-            return Err(place.unsupported(format!(
-                "a layer with compression {form}; save the image with gzip, zstd or plain layers"
-            )));
-        }
-    };
+    let media_type = layer_type(form).ok_or_else(|| {
+        place.unsupported(format!(
+            "a layer with compression {form}; save the image with gzip, zstd or plain layers"
+        ))
+    })?;
     Ok(descriptor(MediaType::from(media_type), digest, size))
+}
+
+/// The type of a layer of this form; none if there is no such type.
+pub(super) const fn layer_type(form: Form) -> Option<&'static str> {
+    match form {
+        Form::Plain => Some(PLAIN_LAYER),
+        Form::Gzip => Some(GZIP_LAYER),
+        Form::Zstd => Some(ZSTD_LAYER),
+        Form::Xz | Form::Bzip2 => None,
+    }
 }
 
 fn descriptor(media_type: MediaType, digest: Digest, size: u64) -> Descriptor {

@@ -481,6 +481,7 @@ async fn extract_named(bed: &Bed, archive: super::Archive, prefix: &str) -> (Vec
         archive,
         &bed.cache,
         &Limits::default(),
+        None,
         &bed.output,
         |images| {
             Ok::<_, super::Error>(
@@ -542,12 +543,19 @@ async fn nothing_is_visible_when_the_choice_fails() {
     for way in WAYS {
         let bed = bed();
         let archive = bed.archive(&sample().docker().end(), way);
-        let refused = extract(archive, &bed.cache, &bed.limits, &bed.output, |images| {
-            assert_eq!(images.len(), 1);
-            Err(super::Error::ArchiveNotFound {
-                path: "chosen".into(),
-            })
-        })
+        let refused = extract(
+            archive,
+            &bed.cache,
+            &bed.limits,
+            None,
+            &bed.output,
+            |images| {
+                assert_eq!(images.len(), 1);
+                Err(super::Error::ArchiveNotFound {
+                    path: "chosen".into(),
+                })
+            },
+        )
         .await;
         assert!(refused.is_err());
         assert_eq!(bed.files(), Vec::<String>::new(), "{way:?}");

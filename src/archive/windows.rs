@@ -1,5 +1,6 @@
-//! Memory of zstd decoders. A frame of some bytes can ask for a window of many megabytes, and several layers of several archives
-//! are read at once: all decoders of the process share one budget, and who finds it used up waits.
+//! Memory of zstd decoders, and of blocks that are being compressed. A frame of some bytes can ask for a window of many
+//! megabytes, and several layers of several archives are read at once: all decoders of the process share one budget, and who
+//! finds it used up waits. So do all that compress.
 
 use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -10,6 +11,10 @@ use super::{error::Result, limits::Limits, outer::Form};
 
 /// Bytes that all windows may take together: two of the largest that are accepted.
 static SHARED: Windows = Windows::new(64 << 20);
+
+/// Bytes that all blocks may take together that are being compressed: two blocks of the highest
+/// level of zstd; with gzip four layers on eight processors need less.
+static PACKING: Windows = Windows::new(48 << 20);
 
 /// How soon somebody who waits notices that nobody wants the archive any more.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -51,6 +56,20 @@ impl Windows {
             bytes,
         })
     }
+
+    /// Takes so many bytes, if they are free.
+    fn take_now(&'static self, bytes: u64) -> Option<Room> {
+        let mut taken = self.taken();
+        if *taken + bytes > self.budget {
+            return None;
+        }
+        *taken += bytes;
+        drop(taken);
+        Some(Room {
+            windows: self,
+            bytes,
+        })
+    }
 }
 
 /// A part of the budget, given back when this is dropped: it lives as long as its decoder.
@@ -78,6 +97,19 @@ impl Room {
             Form::Plain | Form::Gzip | Form::Xz | Form::Bzip2 => 0,
         };
         SHARED.take(bytes, ensure_going_on)
+    }
+
+    /// What a block needs that is to be compressed; blocks while others have it.
+    ///
+    /// # Errors
+    /// What `ensure_going_on` says while we wait.
+    pub(super) fn to_pack(bytes: u64, ensure_going_on: impl Fn() -> Result<()>) -> Result<Self> {
+        PACKING.take(bytes, ensure_going_on)
+    }
+
+    /// The same, without waiting; none if others have it.
+    pub(super) fn to_pack_now(bytes: u64) -> Option<Self> {
+        PACKING.take_now(bytes)
     }
 }
 

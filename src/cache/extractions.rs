@@ -73,8 +73,13 @@ impl FileIdentity {
         &self.path
     }
 
-    fn key(&self) -> Digest {
-        Digest::of(self.path.as_os_str().as_bytes())
+    /// What was done to its layers belongs to it: each has a note of its own. A path holds no NUL.
+    fn key(&self, form: &str) -> Digest {
+        let path = self.path.as_os_str().as_bytes();
+        if form.is_empty() {
+            return Digest::of(path);
+        }
+        Digest::of(&[path, b"\0", form.as_bytes()].concat())
     }
 }
 
@@ -111,10 +116,14 @@ struct Note {
 }
 
 impl Cache {
-    /// The images of an archive that was extracted before and has not changed since; none if it is not known. A note that
-    /// cannot be read counts as none.
-    pub async fn extraction(&self, file: &FileIdentity) -> Result<Option<Vec<ExtractedImage>>> {
-        let (path, file) = (self.shared.layout.extraction(&file.key()), file.clone());
+    /// The images of an archive that was extracted before and has not changed since; none if it is not known. `form` tells
+    /// how its plain layers were compressed, and is empty if they were not. A note that cannot be read counts as none.
+    pub async fn extraction(
+        &self,
+        file: &FileIdentity,
+        form: &str,
+    ) -> Result<Option<Vec<ExtractedImage>>> {
+        let (path, file) = (self.shared.layout.extraction(&file.key(form)), file.clone());
         let bytes = blocking(move || read_small(&path, MAX_SIZE)).await?;
         let note = match bytes {
             Some(Ok(bytes)) => serde_json::from_slice::<Note>(&bytes).ok(),
@@ -126,8 +135,13 @@ impl Cache {
     }
 
     /// Notes what an archive holds. A failure only warns: the archive is read again next time.
-    pub async fn remember_extraction(&self, file: &FileIdentity, images: Vec<ExtractedImage>) {
-        let path = self.shared.layout.extraction(&file.key());
+    pub async fn remember_extraction(
+        &self,
+        file: &FileIdentity,
+        form: &str,
+        images: Vec<ExtractedImage>,
+    ) {
+        let path = self.shared.layout.extraction(&file.key(form));
         let note = Note {
             file: file.clone(),
             images,
@@ -239,32 +253,35 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_owned();
         let identity = FileIdentity::of(file.as_file(), &path).unwrap();
-        assert_eq!(fixture.cache.extraction(&identity).await.unwrap(), None);
+        assert_eq!(fixture.cache.extraction(&identity, "").await.unwrap(), None);
         let images = images(&["team/app:1"]);
         fixture
             .cache
-            .remember_extraction(&identity, images.clone())
+            .remember_extraction(&identity, "", images.clone())
             .await;
-        let known = fixture.reopened().extraction(&identity).await.unwrap();
+        let known = fixture.reopened().extraction(&identity, "").await.unwrap();
         assert_eq!(known, Some(images.clone()));
         file.write_all(b"more").unwrap();
         let changed = FileIdentity::of(file.as_file(), &path).unwrap();
-        assert_eq!(fixture.cache.extraction(&changed).await.unwrap(), None);
+        assert_eq!(fixture.cache.extraction(&changed, "").await.unwrap(), None);
         let elsewhere = FileIdentity::of(file.as_file(), Path::new("/other")).unwrap();
-        assert_eq!(fixture.cache.extraction(&elsewhere).await.unwrap(), None);
+        assert_eq!(
+            fixture.cache.extraction(&elsewhere, "").await.unwrap(),
+            None
+        );
         // One note per path: the newest.
         fixture
             .cache
-            .remember_extraction(&changed, images.clone())
+            .remember_extraction(&changed, "", images.clone())
             .await;
-        assert_eq!(fixture.cache.extraction(&identity).await.unwrap(), None);
+        assert_eq!(fixture.cache.extraction(&identity, "").await.unwrap(), None);
         assert_eq!(
-            fixture.cache.extraction(&changed).await.unwrap(),
+            fixture.cache.extraction(&changed, "").await.unwrap(),
             Some(images)
         );
-        let note = fixture.cache.shared.layout.extraction(&identity.key());
+        let note = fixture.cache.shared.layout.extraction(&identity.key(""));
         File::create(&note).unwrap().write_all(b"{").unwrap();
-        assert_eq!(fixture.cache.extraction(&changed).await.unwrap(), None);
+        assert_eq!(fixture.cache.extraction(&changed, "").await.unwrap(), None);
         assert_eq!(fixture.messages.all(), Vec::<String>::new());
     }
 
@@ -277,10 +294,10 @@ mod tests {
         let identity = FileIdentity::of(file.as_file(), file.path()).unwrap();
         fixture
             .cache
-            .remember_extraction(&identity, images(&[]))
+            .remember_extraction(&identity, "", images(&[]))
             .await;
         assert_eq!(fixture.messages.count("will be read again"), 1);
-        assert_eq!(fixture.cache.extraction(&identity).await.unwrap(), None);
+        assert_eq!(fixture.cache.extraction(&identity, "").await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use std::{
 use crate::image::{Algorithm, Digest, Hasher};
 
 use super::{
-    Cache, Shared,
+    Cache, PackedLayer, Shared,
     disk::{
         Temporary, blocking, files_in, make_folder, open_lock, open_regular, remove_leftover,
         require_space,
@@ -198,6 +198,12 @@ impl Spool {
     /// Whether the cache has this blob, and it need not be read to know that it is right.
     pub fn has(&self, digest: &Digest, size: u64) -> Result<bool> {
         self.run.shared.trusts(digest, size)
+    }
+
+    /// What a layer became when it was compressed in this way before, if the cache has that and it need not be read to know
+    /// that it is right.
+    pub fn packed(&self, diff_id: &Digest, form: &str) -> Result<Option<PackedLayer>> {
+        self.run.shared.packed(diff_id, form)
     }
 
     /// Fails when nobody waits for the import any more.

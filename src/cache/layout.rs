@@ -12,6 +12,7 @@
 //! .trash/                                  removed, and about to be given back to the system
 //! .quarantine/                             what `verify` found wrong, until `clean`
 //! .state/archives/                         which archives were extracted; never trusted for existence
+//! .state/layers/                           what plain layers became; never trusted for existence
 //! .state/uploads/                          which uploads were begun
 //! .state/origins/                          where blobs came from, for other tenants on the volume
 //! index.json                               a projection of the above
@@ -93,6 +94,16 @@ impl Layout {
 
     pub(super) fn uploads(&self) -> PathBuf {
         self.root.join(".state/uploads")
+    }
+
+    pub(super) fn packed_layers(&self) -> PathBuf {
+        self.root.join(".state/layers")
+    }
+
+    /// What a layer became when it was compressed in this way.
+    pub(super) fn packed(&self, diff_id: &Digest, form: &str) -> PathBuf {
+        let name = Digest::of(format!("{diff_id} {form}").as_bytes());
+        self.packed_layers().join(name.hex())
     }
 
     /// What is known about an archive at a path that has this digest.

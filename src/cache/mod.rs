@@ -36,6 +36,7 @@ mod manifests;
 mod mark;
 mod memory;
 mod notes;
+mod packed;
 mod partial;
 mod pieces;
 #[cfg(test)]
@@ -93,6 +94,7 @@ pub use lease::Lease;
 pub use list::ListedImage;
 pub use lock::StoreGuard;
 pub use memory::Memory;
+pub use packed::PackedLayer;
 pub use reader::BlobReader;
 pub use room::CacheLimit;
 pub use store::{ARCHIVE_ORIGIN, StoredImage};

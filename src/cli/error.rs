@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use crate::{
-    archive, cache, controller,
+    archive::{self, Method},
+    cache, controller,
     error::{Class, Classified, handlers},
     image::{self, Host},
     mirror::Problem,
@@ -69,6 +70,29 @@ pub enum Usage {
     ImageWithoutArchive {
         /// What `--source` says.
         source_name: String,
+    },
+    /// Compression for what is no archive.
+    #[error(
+        "--compress is for the layers of an archive, but {source_name} names an image in the cache, which is sent as it is: leave \
+         --compress out"
+    )]
+    CompressionWithoutArchive {
+        /// What `--source` says.
+        source_name: String,
+    },
+    /// How hard to compress, but not with what.
+    #[error("--compress-level needs --compress gzip or --compress zstd beside it")]
+    LevelWithoutMethod,
+    /// The method of compression has no such level.
+    #[error(
+        "--compress-level {level} is none of {method}: give one from {} to {}",
+        method.levels().start(), method.levels().end()
+    )]
+    LevelUnknown {
+        /// What `--compress` says.
+        method: Method,
+        /// What `--compress-level` says.
+        level: u8,
     },
     /// A file given by an option cannot be read.
     #[error("could not read {path}, given with {option}")]
@@ -289,6 +313,9 @@ impl Classified for Usage {
             | Self::ArchiveToTerminal
             | Self::SourceUnknown { .. }
             | Self::ImageWithoutArchive { .. }
+            | Self::CompressionWithoutArchive { .. }
+            | Self::LevelWithoutMethod
+            | Self::LevelUnknown { .. }
             | Self::FileUnreadable { .. }
             | Self::FilesInvalid { .. }
             | Self::NoMirrors { .. }

@@ -13,7 +13,7 @@ use crate::{
 use super::{
     Result,
     error::Usage,
-    options::{CacheOptions, tar_of},
+    options::{CacheOptions, CompressionOptions, tar_of},
     render::Screen,
 };
 
@@ -24,6 +24,7 @@ use super::{
   docker save team/app:1.0 | docker-image-pusher extract -f -
   docker-image-pusher extract -f unnamed.tar -r team/app -t 1.0
   docker-image-pusher extract -f several.tar --image team/app:1.0
+  docker-image-pusher extract -f app.tar --compress zstd
 
 Archives of docker save, podman save, skopeo, buildx and others, plain or compressed with gzip or zstd. Nothing is unpacked
 to disk but verified blobs; an archive that was extracted before and did not change is not read again.")]
@@ -46,12 +47,15 @@ pub(super) struct Extract {
     #[arg(short = 't', long, env = "IMAGE_PUSHER_REFERENCE", value_name = "TAG")]
     reference: Option<Tag>,
     #[command(flatten)]
+    compression: CompressionOptions,
+    #[command(flatten)]
     cache: CacheOptions,
 }
 
 impl Extract {
     pub(super) async fn run(self, screen: &Screen) -> Result<()> {
         let name = self.name()?;
+        let compression = self.compression.compression()?;
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         // Before the first byte is read: nobody waits for an extraction that cannot be kept.
         cache.ensure_writable().await?;
@@ -62,6 +66,7 @@ impl Extract {
         let mode = OperationMode::ExtractAndCache {
             tar: tar_of(&self.file),
             images,
+            compression,
         };
         let options = TransferOptions::default();
         let mut manager = ImageManager::new(cache, screen.output().clone(), options);

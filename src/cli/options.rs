@@ -7,11 +7,14 @@ use secrecy::SecretString;
 
 use crate::{
     api::parse_duration,
+    archive::{Compression, Method},
     cache::CacheLimit,
     image::{Reference, Repository},
     output::parse_quantity,
     transfer::Tar,
 };
+
+use super::error::Usage;
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -115,6 +118,59 @@ pub(super) fn cache_limit(text: &str) -> Result<CacheLimit, String> {
                 "expected a size such as 20Gi or 500M, or a part of the volume such as 80%"
                     .to_owned()
             }),
+    }
+}
+
+/// What is done to plain layers of an archive.
+#[derive(Debug, Clone, Args)]
+pub(super) struct CompressionOptions {
+    /// Compress the plain layers of the archive: smaller uploads, another digest [default: layers stay as they are]
+    #[arg(
+        long = "compress",
+        env = "IMAGE_PUSHER_COMPRESS",
+        value_enum,
+        value_name = "METHOD"
+    )]
+    method: Option<CompressionMethod>,
+    /// How hard to compress: gzip 1 to 9, zstd 1 to 19 [default: 2 for gzip, 3 for zstd]
+    #[arg(
+        long = "compress-level",
+        env = "IMAGE_PUSHER_COMPRESS_LEVEL",
+        value_name = "LEVEL"
+    )]
+    level: Option<u8>,
+}
+
+/// A form of compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CompressionMethod {
+    /// Known by every registry and engine
+    Gzip,
+    /// Smaller and faster; needs engines of 2021 or later
+    Zstd,
+}
+
+impl CompressionOptions {
+    /// Whether layers are to be compressed.
+    pub(super) const fn is_wanted(&self) -> bool {
+        self.method.is_some()
+    }
+
+    /// What the options say together.
+    pub(super) fn compression(&self) -> Result<Option<Compression>, Usage> {
+        let method = match self.method {
+            Some(CompressionMethod::Gzip) => Method::Gzip,
+            Some(CompressionMethod::Zstd) => Method::Zstd,
+            None if self.level.is_some() => return Err(Usage::LevelWithoutMethod),
+            None => return Ok(None),
+        };
+        let Some(level) = self.level else {
+            return Ok(Some(Compression::new(method)));
+        };
+        let compression = Compression::with_level(method, level);
+        compression
+            .map(Some)
+            .ok_or(Usage::LevelUnknown { method, level })
     }
 }
 

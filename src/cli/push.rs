@@ -6,7 +6,7 @@ use clap::{Args, builder::FalseyValueParser};
 use serde_json::json;
 
 use crate::{
-    archive::Choice,
+    archive::{Choice, Compression},
     cache::Cache,
     image::{ImageName, Reference, Repository},
     registry::RegistryClient,
@@ -16,7 +16,9 @@ use crate::{
 use super::{
     Result, access,
     error::Usage,
-    options::{CacheOptions, DEFAULT_RETRY_ATTEMPTS, RegistryOptions, STDIN, tar_of},
+    options::{
+        CacheOptions, CompressionOptions, DEFAULT_RETRY_ATTEMPTS, RegistryOptions, STDIN, tar_of,
+    },
     render::Screen,
 };
 
@@ -27,6 +29,7 @@ use super::{
   docker-image-pusher push -s team/app:1.0 -r localhost:5000/team/app -t 1.0 --max-concurrent 8
   docker-image-pusher push -s app.tar -r registry.example/team/app -t 1.0
   docker save team/app:1.0 | docker-image-pusher push -s - -r registry.example/team/app -t 1.0
+  docker-image-pusher push -s app.tar --compress gzip -r registry.example/team/app -t 1.0
   echo \"$PASSWORD\" | docker-image-pusher push -s team/app:1.0 -r registry.example/team/app -t 1.0 -u ci --password-stdin
 
 Blobs that the registry has are not sent again; --force-upload sends blobs and manifest anyway.")]
@@ -37,6 +40,8 @@ pub(super) struct Push {
     /// One image of an archive with several: its name there, or @0 for the first
     #[arg(long, env = "IMAGE_PUSHER_IMAGE", value_name = "NAME|@NUMBER")]
     image: Option<Choice>,
+    #[command(flatten)]
+    compression: CompressionOptions,
     #[command(flatten)]
     registry: RegistryOptions,
     #[command(flatten)]
@@ -103,7 +108,7 @@ impl Push {
             existing_blobs,
             ..TransferOptions::default()
         };
-        let source = Source::of(&self.source, self.image)?;
+        let source = Source::of(&self.source, self.image, &self.compression)?;
         let RegistryOptions {
             repository,
             reference,
@@ -140,15 +145,23 @@ impl Push {
 /// What is to be pushed.
 enum Source {
     Cached(ImageName),
-    Tar { tar: Tar, image: Option<Choice> },
+    Tar {
+        tar: Tar,
+        image: Option<Choice>,
+        compression: Option<Compression>,
+    },
 }
 
 impl Source {
     /// An existing file is an archive, everything else the name of an image.
-    fn of(text: &str, image: Option<Choice>) -> Result<Self, Usage> {
+    fn of(text: &str, image: Option<Choice>, options: &CompressionOptions) -> Result<Self, Usage> {
+        let compression = options.compression()?;
         if text == STDIN || Path::new(text).is_file() {
-            let tar = tar_of(text);
-            return Ok(Self::Tar { tar, image });
+            return Ok(Self::Tar {
+                tar: tar_of(text),
+                image,
+                compression,
+            });
         }
         let name = text.parse().map_err(|source| Usage::SourceUnknown {
             path: text.to_owned(),
@@ -156,6 +169,11 @@ impl Source {
         })?;
         if image.is_some() {
             return Err(Usage::ImageWithoutArchive {
+                source_name: text.to_owned(),
+            });
+        }
+        if options.is_wanted() {
+            return Err(Usage::CompressionWithoutArchive {
                 source_name: text.to_owned(),
             });
         }
@@ -169,9 +187,14 @@ impl Source {
                 repository: repository.path().clone(),
                 reference,
             },
-            Self::Tar { tar, image } => OperationMode::PushFromCacheUsingTar {
+            Self::Tar {
+                tar,
+                image,
+                compression,
+            } => OperationMode::PushFromCacheUsingTar {
                 tar: tar.clone(),
                 image: image.clone(),
+                compression: *compression,
                 repository,
                 reference,
             },

@@ -3,8 +3,11 @@
 use std::{fs::File, sync::Arc};
 
 use crate::{
-    api::{ArchiveImage as WantedImage, ArchiveSource},
-    archive::{self, Archive, ArchiveImage, Choice, Chosen, Limits, StoredArchiveImage},
+    api::{ArchiveImage as WantedImage, ArchiveSource, LayerCompression},
+    archive::{
+        self, Archive, ArchiveImage, Choice, Chosen, Compression, Limits, Method,
+        StoredArchiveImage,
+    },
     cache::Cache,
     image::{ImageName, Repository},
     output::OutputManager,
@@ -24,6 +27,7 @@ pub(super) struct ValidatedArchive {
     path: String,
     /// None in the spec means all that have a name.
     images: Vec<Wanted>,
+    compression: Option<Compression>,
 }
 
 /// One image that the spec wants.
@@ -37,7 +41,11 @@ struct Wanted {
 impl ValidatedArchive {
     /// Checks the source of a spec.
     pub(super) fn new(source: &ArchiveSource) -> Result<Self> {
-        let ArchiveSource { path, images } = source;
+        let ArchiveSource {
+            path,
+            images,
+            compression,
+        } = source;
         if path
             .0
             .split('/')
@@ -55,6 +63,11 @@ impl ValidatedArchive {
                 .enumerate()
                 .map(|(position, image)| wanted(position, image))
                 .collect::<Result<_>>()?,
+            compression: match compression {
+                LayerCompression::None => None,
+                LayerCompression::Gzip => Some(Compression::new(Method::Gzip)),
+                LayerCompression::Zstd => Some(Compression::new(Method::Zstd)),
+            },
         })
     }
 
@@ -115,8 +128,9 @@ impl ValidatedArchive {
             return Err(error);
         }
         let choose = |found: &[ArchiveImage]| self.choose(found);
-        let stored = archive::extract(archive, cache, &Limits::default(), output, choose).await;
-        stored.map_err(|error| {
+        let (limits, compression) = (Limits::default(), self.compression);
+        let stored = archive::extract(archive, cache, &limits, compression, output, choose);
+        stored.await.map_err(|error| {
             let error = Arc::new(error);
             if let Some(reading) = reading {
                 folder.refused.note(reading, &error);

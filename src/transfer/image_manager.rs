@@ -1,7 +1,7 @@
 //! The door for one operation: pull an image, extract a tar, or push an image from the cache by its manifest or by a tar.
 
 use crate::{
-    archive::{Choice, StoredArchiveImage},
+    archive::{Choice, Compression, StoredArchiveImage},
     cache::Cache,
     image::{Digest, ImageName, Reference, Repository, RepositoryPath},
     output::OutputManager,
@@ -30,6 +30,8 @@ pub enum OperationMode {
         tar: Tar,
         /// Which of its images.
         images: TarImages,
+        /// What is done to its plain layers; `None` = nothing.
+        compression: Option<Compression>,
     },
     /// Push an image that lies in the cache, by its manifest.
     PushFromCacheUsingManifest {
@@ -46,6 +48,8 @@ pub enum OperationMode {
         tar: Tar,
         /// Which of its images; `None` = the only one.
         image: Option<Choice>,
+        /// What is done to its plain layers; `None` = nothing.
+        compression: Option<Compression>,
         /// The repository at the registry; an image without a name is cached under this one.
         repository: Repository,
         /// Tag or digest at the registry.
@@ -95,12 +99,17 @@ impl ImageManager {
         // What is extracted must stay until it is pushed.
         let mut _lease = None;
         let job = match mode {
-            OperationMode::ExtractAndCache { tar, images } => {
-                return self.extract(tar, images).await;
+            OperationMode::ExtractAndCache {
+                tar,
+                images,
+                compression,
+            } => {
+                return self.extract(tar, images, *compression).await;
             }
             OperationMode::PushFromCacheUsingTar {
                 tar,
                 image,
+                compression,
                 repository,
                 reference,
             } => {
@@ -113,7 +122,9 @@ impl ImageManager {
                     source,
                 };
                 let in_use = self.cache.use_shared().await.map_err(failed)?;
-                let (cached, digest) = self.extract_one(tar, image.as_ref(), &fallback).await?;
+                let (cached, digest) = self
+                    .extract_one(tar, image.as_ref(), *compression, &fallback)
+                    .await?;
                 let job = ImageJob {
                     pinned: Some(digest),
                     ..push_job(cached, repository.path(), reference)
@@ -141,8 +152,15 @@ impl ImageManager {
         self.copy(job, client).await
     }
 
-    async fn extract(&mut self, tar: &Tar, images: &TarImages) -> Result<()> {
-        self.extracted = tar.extract(images, &self.cache, &self.output).await?;
+    async fn extract(
+        &mut self,
+        tar: &Tar,
+        images: &TarImages,
+        compression: Option<Compression>,
+    ) -> Result<()> {
+        let extracted = tar.extract(images, compression, &self.cache, &self.output);
+        self.extracted = extracted.await?;
+        self.cache.flush_index().await;
         Ok(())
     }
 
@@ -152,13 +170,14 @@ impl ImageManager {
         &mut self,
         tar: &Tar,
         image: Option<&Choice>,
+        compression: Option<Compression>,
         fallback: &ImageName,
     ) -> Result<(ImageName, Digest)> {
         let images = TarImages::OneToPush {
             choice: image.cloned(),
             fallback: fallback.clone(),
         };
-        self.extract(tar, &images).await?;
+        self.extract(tar, &images, compression).await?;
         let extracted = self.extracted.first();
         let extracted = extracted.ok_or_else(|| Error::CachedImageUnknown {
             image: fallback.clone(),

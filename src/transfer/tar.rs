@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use crate::{
-    archive::{self, Archive, ArchiveImage, Choice, Chosen, Limits, StoredArchiveImage},
+    archive::{
+        self, Archive, ArchiveImage, Choice, Chosen, Compression, Limits, StoredArchiveImage,
+    },
     cache::Cache,
     image::ImageName,
     output::OutputManager,
@@ -52,6 +54,7 @@ impl Tar {
     pub(super) async fn extract(
         &self,
         images: &TarImages,
+        compression: Option<Compression>,
         cache: &Cache,
         output: &OutputManager,
     ) -> archive::Result<Vec<StoredArchiveImage>> {
@@ -61,7 +64,15 @@ impl Tar {
             Self::Stdin => Archive::from_reader(std::io::stdin(), name.clone()),
         };
         let choose = |found: &[ArchiveImage]| images.choose(&name, found, output);
-        archive::extract(archive, cache, &Limits::default(), output, choose).await
+        archive::extract(
+            archive,
+            cache,
+            &Limits::default(),
+            compression,
+            output,
+            choose,
+        )
+        .await
     }
 }
 

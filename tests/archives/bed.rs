@@ -38,6 +38,7 @@ impl Bed {
             archive,
             &self.cache,
             &Limits::default(),
+            None,
             &self.output,
             |images| {
                 seen = images.to_vec();

@@ -19,6 +19,7 @@ mod behind_nginx;
 mod cache_commands;
 mod certificates;
 mod commands;
+mod compression;
 mod helpers;
 mod interrupt;
 mod kills;

@@ -96,6 +96,16 @@ fn cases() -> Vec<(String, Value, &'static str)> {
         ),
         (
             "/spec/source".into(),
+            archive(&json!({"path": "app.tar", "compression": "Zstd"})),
+            "",
+        ),
+        (
+            "/spec/source".into(),
+            archive(&json!({"path": "app.tar", "compression": "gzip"})),
+            "Unsupported value",
+        ),
+        (
+            "/spec/source".into(),
             archive(&json!({"path": "/app.tar"})),
             PATH,
         ),

@@ -284,13 +284,25 @@ fn save(layout: &Layout, state: &mut Loaded) -> Result<()> {
         return Ok(());
     }
     let path = layout.index();
-    let mut bytes = serde_json::to_vec_pretty(&state.entries)
+    let bytes = in_lines(&state.entries)
         .map_err(|error| Error::writing("write", &path, 0, error.into()))?;
-    bytes.push(b'\n');
     replace(&path, &bytes)?;
     state.file = Seen::look(&path)?;
     state.unsaved = false;
     Ok(())
+}
+
+/// The published format with a line for each image: people can search it, and it takes half the time of an indented one.
+fn in_lines(entries: &Entries) -> serde_json::Result<Vec<u8>> {
+    let mut bytes = b"{".to_vec();
+    for (number, (key, entry)) in entries.iter().enumerate() {
+        bytes.extend_from_slice(if number == 0 { b"\n" } else { b",\n" });
+        serde_json::to_writer(&mut bytes, key)?;
+        bytes.extend_from_slice(b": ");
+        serde_json::to_writer(&mut bytes, entry)?;
+    }
+    bytes.extend_from_slice(if entries.is_empty() { b"}\n" } else { b"\n}\n" });
+    Ok(bytes)
 }
 
 /// Makes one change and tells whether it was one.

@@ -3,7 +3,7 @@
 //! Only images that were on their way to other places go, and that no run works on: what somebody brought into the cache to
 //! have it here stays, until `clean`.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use crate::{error::handlers, image::Digest, output::ByteSize};
 
@@ -119,7 +119,15 @@ impl Cache {
             .await?;
         let layout = self.shared.layout.clone();
         let of_a_tenant = self.shared.tenants.strong_count() > 0;
-        let sweep = blocking(move || plan(&layout, &entries, of_a_tenant, needed, &spared)).await?;
+        let all = Arc::clone(&self.shared);
+        let sweep = blocking(move || {
+            let wanted = match needed {
+                0 => 0,
+                _ => needed.max(all.room.at_once(layout.root())),
+            };
+            plan(&layout, &entries, of_a_tenant, needed..=wanted, &spared)
+        })
+        .await?;
         Ok(Planned {
             cache: self.clone(),
             store,
@@ -128,12 +136,13 @@ impl Cache {
     }
 }
 
-/// As few images as will do, by powers of two: each attempt looks at the whole cache.
+/// As few images as will do for so many bytes, by powers of two: each attempt looks at the whole cache. Where there are not as
+/// many as are wanted, the least of them will do.
 fn plan(
     layout: &Layout,
     entries: &Entries,
     of_a_tenant: bool,
-    needed: u64,
+    bytes: RangeInclusive<u64>,
     spared: &HashSet<Digest>,
 ) -> Result<Sweep> {
     let attempt = |count: Option<usize>, grace| {
@@ -155,10 +164,11 @@ fn plan(
     let mut count = 0;
     loop {
         let (sweep, evictable) = attempt(Some(count), GRACE)?;
-        if sweep.bytes() >= needed {
+        let has_all = count >= evictable;
+        if sweep.bytes() >= *bytes.end() || (has_all && sweep.bytes() >= *bytes.start()) {
             return Ok(sweep);
         }
-        if count >= evictable {
+        if has_all {
             break;
         }
         count = (count * 2).max(1);

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::image::{Descriptor, Digest, ImageName};
 
 use super::{
-    Cache, Shared,
+    Cache,
     disk::{
         Temporary, blocking, boot_id, files_in, is_older, make_folder, open_regular, read_small,
     },
@@ -136,41 +136,18 @@ impl Lease {
     /// # Errors
     /// [`Error::CacheFull`] with what is needed and what there is, before anything was fetched.
     pub async fn reserve(&mut self, image: &ImageName, blobs: &[Descriptor]) -> Result<()> {
-        let missing = missing_bytes(Arc::clone(&self.cache.shared), blobs.to_vec()).await?;
-        if missing > 0 {
-            self.room = None;
-            self.room = Some(self.cache.reserve(image, missing).await?);
-        }
+        // Whoever waits here has nothing that others could wait for.
+        self.room = None;
+        self.room = Some(self.cache.reserve(image, blobs).await?);
         Ok(())
     }
 
     /// Notes that the room for a blob is taken by the blob itself now.
     pub fn has_arrived(&self, blob: &Descriptor) {
         if let Some(room) = &self.room {
-            room.used(blob.size);
+            room.used(&blob.digest);
         }
     }
-}
-
-/// What has to come of these blobs. Blocks no thread of the network.
-async fn missing_bytes(shared: Arc<Shared>, blobs: Vec<Descriptor>) -> Result<u64> {
-    blocking(move || {
-        let layout = &shared.layout;
-        let has = |path: &Path, size| {
-            Ok(open_regular(path)?.is_some_and(|(_, metadata)| metadata.len() == size))
-        };
-        let mut missing = 0;
-        for blob in blobs {
-            // A partial has its whole length from the start, so its room is taken already.
-            if !has(&layout.blob(&blob.digest), blob.size)?
-                && !has(&layout.partial(&blob.digest), blob.size)?
-            {
-                missing += blob.size;
-            }
-        }
-        Ok(missing)
-    })
-    .await
 }
 
 /// Writes the file of a lease, and locks it before.

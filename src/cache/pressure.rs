@@ -267,3 +267,34 @@ async fn a_clean_that_was_killed_is_ended_by_the_next() {
     fixture.cache.clean(&CleanRequest::default()).await.unwrap();
     assert!(!trash.exists());
 }
+
+#[tokio::test]
+async fn what_others_have_brought_meanwhile_needs_no_room() {
+    let fixture = fixture();
+    let limit = CacheLimit::Bytes(5 * MIB as u64);
+    let cache = fixture.cache.clone().with_limit(limit);
+    let shared = layer(&content(1, 3));
+    let names = [name("a"), name("b")];
+    let mut first = cache.lease([&names[0]], [&shared.digest]).await.unwrap();
+    first
+        .reserve(&names[0], std::slice::from_ref(&shared))
+        .await
+        .unwrap();
+    let other = cache.clone();
+    let (wanted, image) = (shared.clone(), names[1].clone());
+    let mut second = tokio::task::JoinSet::new();
+    second.spawn(async move {
+        let mut lease = other.lease([&image], [&wanted.digest]).await.unwrap();
+        lease
+            .reserve(&image, std::slice::from_ref(&wanted))
+            .await
+            .unwrap();
+        other.has_blob(&wanted).await.unwrap()
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(second.try_join_next().is_none(), "both got room for one");
+    put(&cache, &shared, &content(1, 3)).await.unwrap();
+    first.has_arrived(&shared);
+    drop(first);
+    assert!(second.join_next().await.unwrap().unwrap());
+}

@@ -5,22 +5,23 @@
 //! volume may still turn out to be full, which the disk says then.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::Path,
     sync::{Arc, OnceLock},
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
-    image::{Algorithm, ImageName},
+    image::{Algorithm, Descriptor, Digest, ImageName},
     output::ByteSize,
 };
 
 use super::{
     Cache, Shared,
-    disk::{FreeSpace, blocking, files_in},
+    disk::{FreeSpace, blocking, files_in, open_regular},
     error::{Error, Result},
     layout::Layout,
 };
@@ -33,6 +34,12 @@ pub enum CacheLimit {
     /// So many hundredths of the volume.
     Percent(u8),
 }
+
+/// A larger part of the volume than what is lacking is made free at once: each look at the cache costs.
+const AT_ONCE: u64 = 64;
+
+/// How long it is believed what the blobs of all caches came to: other processes add to them, too.
+const COUNTED_FOR: Duration = Duration::from_secs(30);
 
 /// What is promised, and to how many.
 #[derive(Debug, Default)]
@@ -50,13 +57,30 @@ struct Promises {
     bytes: u64,
     /// Those who have room enough for their work: when they are done, others may have theirs.
     holders: usize,
+    counted: Option<Counted>,
+}
+
+/// What the blobs came to, with all that was promised since.
+#[derive(Debug)]
+struct Counted {
+    bytes: u64,
+    at: Instant,
+}
+
+/// Blobs that are to come, with their sizes.
+pub(super) type Missing = HashMap<Digest, u64>;
+
+/// Sizes are those that a stranger's manifest says.
+fn total(missing: &Missing) -> u64 {
+    let sizes = missing.values();
+    sizes.fold(0, |sum, size| sum.saturating_add(*size))
 }
 
 /// Room that is promised to somebody at work. Dropped, it is free again, less what was used.
 #[derive(Debug)]
 pub(super) struct Reservation {
     shared: Arc<Shared>,
-    left: Mutex<u64>,
+    left: Mutex<Missing>,
 }
 
 impl Reservation {
@@ -65,23 +89,26 @@ impl Reservation {
         shared.room.promises.lock().holders += 1;
         Self {
             shared,
-            left: Mutex::new(0),
+            left: Mutex::default(),
         }
     }
 
-    /// The disk has these bytes, or the room for them, now.
-    pub(super) fn used(&self, bytes: u64) {
-        let mut left = self.left.lock();
-        let used = bytes.min(*left);
-        *left -= used;
-        self.shared.room.promises.lock().bytes -= used;
+    /// The blob itself, or its partial, has its room now.
+    pub(super) fn used(&self, digest: &Digest) {
+        let size = self.left.lock().remove(digest).unwrap_or_default();
+        let mut promises = self.shared.room.promises.lock();
+        promises.bytes = promises.bytes.saturating_sub(size);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.used(u64::MAX);
-        self.shared.room.promises.lock().holders -= 1;
+        let left = total(&self.left.lock());
+        {
+            let mut promises = self.shared.room.promises.lock();
+            promises.bytes = promises.bytes.saturating_sub(left);
+            promises.holders -= 1;
+        }
         self.shared.room.changed.notify_waiters();
     }
 }
@@ -96,32 +123,54 @@ impl Room {
 
     /// Promises `needed` bytes if there are as many; else tells how many are there.
     fn promise(&self, shared: &Shared, needed: u64) -> Result<Result<(), FreeSpace>> {
-        let free = self.free(shared)?;
+        let mut free = FreeSpace::of(shared.layout.root());
+        let limit = self
+            .limit
+            .get()
+            .map(|limit| limit.bytes(shared.layout.root()));
+        if let Some(limit) = limit
+            && !self.fits_by_count(limit, needed)
+        {
+            let used = shared.used_by_all()?;
+            let left = limit.saturating_sub(used);
+            if free.bytes().is_none_or(|bytes| bytes > left) {
+                free = FreeSpace::Allowed(left);
+            }
+            let mut promises = self.promises.lock();
+            promises.counted = Some(Counted {
+                bytes: used.saturating_add(promises.bytes),
+                at: Instant::now(),
+            });
+        }
         let mut promises = self.promises.lock();
         if let Some(bytes) = free.bytes()
             && bytes < needed.saturating_add(promises.bytes)
         {
             return Ok(Err(free.less(promises.bytes)));
         }
-        promises.bytes += needed;
+        promises.bytes = promises.bytes.saturating_add(needed);
         promises.holders += 1;
+        if let Some(counted) = &mut promises.counted {
+            counted.bytes = counted.bytes.saturating_add(needed);
+        }
         Ok(Ok(()))
     }
 
-    /// What the volume, and the limit, leave.
-    fn free(&self, shared: &Shared) -> Result<FreeSpace> {
-        let layout = &shared.layout;
-        let free = FreeSpace::of(layout.root());
-        let Some(limit) = self.limit.get() else {
-            return Ok(free);
-        };
-        let left = limit
-            .bytes(layout.root())
-            .saturating_sub(shared.used_by_all()?);
-        Ok(match free.bytes() {
-            Some(bytes) if bytes <= left => free,
-            _ => FreeSpace::Allowed(left),
+    /// Whether the limit allows so much more by what was counted a short while ago: to count is to look at every blob.
+    fn fits_by_count(&self, limit: u64, needed: u64) -> bool {
+        let promises = self.promises.lock();
+        promises.counted.as_ref().is_some_and(|counted| {
+            counted.at.elapsed() < COUNTED_FOR && counted.bytes.saturating_add(needed) <= limit
         })
+    }
+
+    /// How much is worth making free at once.
+    pub(super) fn at_once(&self, folder: &Path) -> u64 {
+        let limit = self.limit.get().map(|limit| limit.bytes(folder));
+        limit
+            .or_else(|| FreeSpace::volume(folder))
+            .unwrap_or_default()
+            / AT_ONCE
     }
 
     fn has_holders(&self) -> bool {
@@ -176,7 +225,11 @@ impl Cache {
     }
 
     /// Promises room, as [`Lease::reserve`](super::Lease::reserve) tells.
-    pub(super) async fn reserve(&self, image: &ImageName, needed: u64) -> Result<Reservation> {
+    pub(super) async fn reserve(
+        &self,
+        image: &ImageName,
+        blobs: &[Descriptor],
+    ) -> Result<Reservation> {
         let room = &self.shared.room;
         let _turn = room.turn.lock().await;
         let mut said = false;
@@ -185,7 +238,8 @@ impl Cache {
             let changed = room.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let free = match self.promise(needed).await? {
+            let (needed, promised) = self.promise(blobs.to_vec()).await?;
+            let free = match promised {
                 Ok(reservation) => return Ok(reservation),
                 Err(free) => free,
             };
@@ -212,15 +266,37 @@ impl Cache {
         }
     }
 
-    async fn promise(&self, needed: u64) -> Result<Result<Reservation, FreeSpace>> {
+    /// Promises room for those of the blobs that are missing now, and tells how much that is.
+    async fn promise(
+        &self,
+        blobs: Vec<Descriptor>,
+    ) -> Result<(u64, Result<Reservation, FreeSpace>)> {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
+            let missing = missing(&shared.layout, blobs)?;
+            let needed = total(&missing);
             let promised = shared.room.promise(&shared, needed)?;
-            Ok(promised.map(|()| Reservation {
+            let reservation = promised.map(|()| Reservation {
                 shared,
-                left: Mutex::new(needed),
-            }))
+                left: Mutex::new(missing),
+            });
+            Ok((needed, reservation))
         })
         .await
     }
+}
+
+/// What has to come of these blobs.
+fn missing(layout: &Layout, blobs: Vec<Descriptor>) -> Result<Missing> {
+    let has = |path: &Path, size| {
+        Ok(open_regular(path)?.is_some_and(|(_, metadata)| metadata.len() == size))
+    };
+    let mut missing = Missing::new();
+    for Descriptor { digest, size, .. } in blobs {
+        // A partial has its whole length from the start, so its room is taken already.
+        if !has(&layout.blob(&digest), size)? && !has(&layout.partial(&digest), size)? {
+            missing.insert(digest, size);
+        }
+    }
+    Ok(missing)
 }

@@ -81,6 +81,14 @@ impl Tenants {
         Ok(cache)
     }
 
+    /// Writes what the indexes of all tenants still wait for; for the end of the program.
+    pub async fn flush(&self) {
+        let caches: Vec<Cache> = self.caches.lock().values().cloned().collect();
+        for cache in caches {
+            cache.flush_index().await;
+        }
+    }
+
     /// All of them, also those whose tenants were not heard of since the start.
     pub fn all(self: &Arc<Self>) -> Result<Vec<Cache>> {
         let failed = |source| Error::reading("look through", &self.folder, source);

@@ -153,13 +153,16 @@ pub async fn run(options: ControllerOptions) -> Result<()> {
     ));
     let metrics = Metrics::default();
     let keeper = Keeper {
-        caches,
+        caches: Arc::clone(&caches),
         scrub_interval: options.scrub_interval,
         metrics: metrics.clone(),
     };
     // Whatever it does can be given up at any time.
     let _keeping = JoinSet::from_iter([keeper.run()]);
-    supervise(options, client, engine, metrics, signals).await
+    let ended = supervise(options, client, engine, metrics, signals).await;
+    // What is lost here is found in the files again.
+    tokio::time::timeout(DRAIN_LIMIT, caches.flush()).await.ok();
+    ended
 }
 
 /// Makes the cache folder, so that readiness has something to look at.

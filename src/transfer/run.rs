@@ -114,7 +114,6 @@ impl Run {
         // Images begin as others end, in whatever order: one that waits for its registry must not hold up the rest.
         let running: Vec<_> = jobs.iter().map(|job| self.image_report(job)).collect();
         let images = join_all(running).await;
-        self.cache.flush_index().await;
         RunReport { images }
     }
 

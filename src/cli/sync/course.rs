@@ -60,7 +60,9 @@ impl PreparedSync {
             if let Some(limit) = cache_limit {
                 cache = cache.with_limit(limit);
             }
-            carry_out(&entries, waiting, &cache, screen.output()).await
+            let carried_out = carry_out(&entries, waiting, &cache, screen.output()).await;
+            cache.flush_index().await;
+            carried_out
         };
         let outcome = until_interrupted(Box::pin(work)).await;
         let ends = ends(entries, outcome.as_ref().err());

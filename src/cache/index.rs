@@ -51,6 +51,15 @@ pub(super) enum Change {
     },
 }
 
+impl Change {
+    fn knows_of_gaps(&self) -> bool {
+        match self {
+            Self::Put(entry) => !entry.missing.is_empty(),
+            Self::Remove(_) | Self::Release { .. } => false,
+        }
+    }
+}
+
 /// The index of one cache folder, for the tasks of one process.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -187,12 +196,14 @@ impl Index {
         Ok(loaded)
     }
 
-    /// Adds changes to those that wait, and tells when they are to be written.
+    /// Adds changes to those that wait, and tells when they are to be written. What cannot be found out from the files again
+    /// does not wait: what the source of an image did not have.
     pub(super) fn change(&self, changes: Vec<Change>) -> Due {
+        let is_urgent = changes.iter().any(Change::knows_of_gaps);
         let mut pending = self.pending();
         pending.changes.extend(changes);
         let due = pending.written.map(|written| written + WRITTEN_EVERY);
-        match due.filter(|due| *due > Instant::now()) {
+        match due.filter(|due| !is_urgent && *due > Instant::now()) {
             None => Due::Now,
             Some(_) if pending.is_scheduled => Due::Scheduled,
             Some(due) => {

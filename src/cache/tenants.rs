@@ -100,16 +100,22 @@ impl Tenants {
         let mut caches = Vec::new();
         for entry in entries {
             let entry = entry.map_err(failed)?;
-            let is_folder = entry.file_type().map_err(failed)?.is_dir();
+            // Whatever else lies on the volume, lost+found for one, is no business of ours.
             if let Some(name) = entry.file_name().to_str()
-                && is_folder
-                && !name.starts_with('.')
+                && is_label(name)
+                && entry.path().join("blobs").is_dir()
             {
                 caches.push(self.of(name)?);
             }
         }
         Ok(caches)
     }
+}
+
+/// Whether it is a DNS label, as the names of namespaces are.
+fn is_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
 /// What is known of where blobs came from, as far as it was read.
@@ -360,6 +366,24 @@ mod tests {
             other.claim_blob(&blob).await.unwrap(),
             Claim::Fetch(_)
         ));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_tenants_cache_is_left_alone() {
+        let fixture = fixture(CacheLimit::Percent(100));
+        let folder = &fixture.tenants.folder;
+        for path in [
+            "lost+found/blobs",
+            "empty",
+            ".hidden/blobs",
+            "blobs/sha256",
+            "team-a/blobs",
+        ] {
+            std::fs::create_dir_all(folder.join(path)).unwrap();
+        }
+        let all = fixture.tenants.all().unwrap();
+        let directories: Vec<_> = all.iter().map(Cache::directory).collect();
+        assert_eq!(directories, [folder.join("team-a")]);
     }
 
     #[tokio::test]

@@ -1,12 +1,11 @@
 //! Plain layers of archives, compressed on request.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::commands::{push, with};
 use crate::support::{
     Context, Result,
-    binary::{Sandbox, program},
+    binary::Sandbox,
     images::Image,
     registry::{Access, Registry},
     skopeo::{self, End},
@@ -232,31 +231,10 @@ fn half_a_gibibyte_in_one_layer_is_compressed_in_48_mb() -> Result<()> {
 /// How large the compressed layers will be nobody knows beforehand, so the disk is full in the middle of one.
 #[test]
 fn a_disk_that_is_full_in_the_middle_is_told_and_nothing_is_left() -> Result<()> {
-    const SCRIPT: &str = "mount -t tmpfs -o size=6m none \"$1\"; shift; cd \"$1\"; shift; \"$@\" || echo \"code $?\"; \
-                          find \"$IMAGE_PUSHER_CACHE_DIR\" -type f";
     let sandbox = Sandbox::new()?;
-    let volume = sandbox.path().join("volume");
-    std::fs::create_dir(&volume).context("no folder")?;
     docker_archive(&sandbox, "app.tar", &[3_000_000, 20_000_000])?;
-    let output = Command::new("unshare")
-        .args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-ec",
-            SCRIPT,
-            "sh",
-        ])
-        .args([&volume, sandbox.path(), program()])
-        .args(["extract", "-f", "app.tar", "--compress", "gzip"])
-        .env("IMAGE_PUSHER_CACHE_DIR", volume.join("cache"))
-        .output()
-        .context("no unshare")?;
-    let (told, said) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let script = "\"$program\" extract -f app.tar --compress gzip || echo \"code $?\"; find \"$IMAGE_PUSHER_CACHE_DIR\" -type f";
+    let (_, told, said) = sandbox.script_on_a_volume(6 << 20, script)?;
     assert!(said.contains("the cache volume is full"), "{told}{said}");
     let mut lines = told.lines();
     assert_eq!(lines.next(), Some("code 1"), "{told}{said}");

@@ -1,16 +1,8 @@
 //! A cache on a volume that is smaller than what passes it.
 
-use std::process::Command;
-
 use serde_json::json;
 
-use crate::support::{
-    Result,
-    binary::{Sandbox, program},
-    images::Image,
-    registry::Registry,
-    skopeo,
-};
+use crate::support::{Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -22,37 +14,15 @@ fn layer_size() -> u64 {
     asked.map_or(8, |text| text.parse::<u64>().unwrap()) * MIB
 }
 
-/// Runs the program several times over one small volume, which only they see. The answer is what they said.
-fn run_on_a_volume(sandbox: &Sandbox, bytes: u64, commands: &[&[&str]]) -> String {
-    let quoted = |command: &&[&str]| format!("\"$program\" {}", command.join(" "));
-    let commands: Vec<_> = commands.iter().map(quoted).collect();
-    let script = format!(
-        "mount -t tmpfs -o size={bytes} none \"$1\"; program=$2; {}",
-        commands.join("; ")
-    );
-    let volume = sandbox.path().join("volume");
-    std::fs::create_dir_all(&volume).unwrap();
-    let output = Command::new("unshare")
-        .args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-ec",
-            &script,
-            "sh",
-        ])
-        .arg(&volume)
-        .arg(program())
-        .current_dir(sandbox.path())
-        .env("HOME", sandbox.path())
-        .env("IMAGE_PUSHER_CACHE_DIR", volume.join("cache"))
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(output.status.success(), "{said}");
-    said
+/// Runs commands over one small volume, and gives what they said.
+fn run_on_a_volume(sandbox: &Sandbox, bytes: u64, commands: &[&str]) -> Result<String> {
+    let commands: Vec<_> = commands
+        .iter()
+        .map(|command| format!("\"$program\" {command}"))
+        .collect();
+    let (succeeded, told, said) = sandbox.script_on_a_volume(bytes, &commands.join("; "))?;
+    assert!(succeeded, "{told}{said}");
+    Ok(told + &said)
 }
 
 #[test]
@@ -86,8 +56,8 @@ fn a_mirror_three_times_as_large_as_the_volume_of_the_cache_comes_through() -> R
     let said = run_on_a_volume(
         &sandbox,
         total / 3,
-        &[&["-v", "sync", "-f", "mirror.yaml"], &["verify"], &["list"]],
-    );
+        &["-v sync -f mirror.yaml", "verify", "list"],
+    )?;
     assert!(said.contains("to make room"), "{said}");
     for (tag, digest) in tags.iter().zip(&digests) {
         assert_eq!(
@@ -104,22 +74,11 @@ fn an_image_larger_than_the_volume_is_refused_before_its_first_byte() -> Result<
     let image = Image::builder().layers(1, 40 * MIB).gzip_level(0).build()?;
     image.push(source.access(), "app:1")?;
     let sandbox = Sandbox::new()?;
-    let address = source.address();
-    let pull = [
-        "pull",
-        "-r",
-        "app",
-        "-t",
-        "1",
-        "--registry",
-        address,
-        "||",
-        "test",
-        "$?",
-        "=",
-        "1",
-    ];
-    let said = run_on_a_volume(&sandbox, 20 * MIB, &[&pull, &["list"]]);
+    let pull = format!(
+        "pull -r app -t 1 --registry {} || test $? = 1",
+        source.address()
+    );
+    let said = run_on_a_volume(&sandbox, 20 * MIB, &[&pull, "list"])?;
     assert!(
         said.contains("CacheFull") || said.contains("make room for app:1"),
         "{said}"

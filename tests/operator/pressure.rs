@@ -24,17 +24,22 @@ fn registry() -> Result<Registry> {
     Ok(registry)
 }
 
+/// Options for a cache that holds one of the images.
+fn with_two_mebibytes<'a>(bed: &'a Bed<'_>) -> [&'a str; 4] {
+    [
+        "--watch-namespace",
+        &bed.namespace,
+        "--cache-max-size",
+        "2Mi",
+    ]
+}
+
 /// Design part 4: only a mirror without destinations needs its total.
 #[tokio::test]
 async fn what_a_mirror_keeps_here_stays_until_the_mirror_is_deleted() -> Result<()> {
     let registry = registry()?;
     let bed = Bed::new("keeps").await?;
-    let _operator = bed.operator_with(&[
-        "--watch-namespace",
-        &bed.namespace,
-        "--cache-max-size",
-        "2Mi",
-    ])?;
+    let _operator = bed.operator_with(&with_two_mebibytes(&bed))?;
     let fill = |tag: &str| json!({"source": source(registry.access(), "app", &[tag])});
     bed.mirror("first", &fill("1"))?;
     bed.wait_ready("first", "True", "Succeeded")?;
@@ -60,12 +65,7 @@ async fn what_a_mirror_keeps_here_stays_until_the_mirror_is_deleted() -> Result<
 async fn what_only_passes_makes_room_for_what_comes_next() -> Result<()> {
     let (from, to) = (registry()?, Registry::open()?);
     let bed = Bed::new("passes").await?;
-    let _operator = bed.operator_with(&[
-        "--watch-namespace",
-        &bed.namespace,
-        "--cache-max-size",
-        "2Mi",
-    ])?;
+    let _operator = bed.operator_with(&with_two_mebibytes(&bed))?;
     let spec = json!({
         "source": source(from.access(), "app", &["1", "2"]),
         "destinations": [destination("default", to.access())],

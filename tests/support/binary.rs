@@ -102,6 +102,26 @@ impl Sandbox {
         self.start_with(arguments, Stdio::null())
     }
 
+    /// Runs a script in which `$program` is the program and its cache lies on a small volume that nobody else sees. The answer
+    /// is whether it succeeded, and what it said on stdout and stderr.
+    pub fn script_on_a_volume(&self, bytes: u64, script: &str) -> Result<(bool, String, String)> {
+        let volume = self.path().join("volume");
+        std::fs::create_dir_all(&volume).context("could not make a folder for a volume")?;
+        let script = format!("mount -t tmpfs -o size={bytes} none \"$1\"; program=$2; {script}");
+        let mut command = Command::new("unshare");
+        self.prepare(&mut command);
+        let output = command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
+            .args([&script, "sh"])
+            .args([&volume, program()])
+            .env("IMAGE_PUSHER_CACHE_DIR", volume.join("cache"))
+            .output()
+            .context("could not run unshare")?;
+        let [told, said] = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok((output.status.success(), told, said))
+    }
+
     /// Starts the program under the guard, for long-lived ones: the controller. Its stdout and stderr are one log.
     pub fn start_guarded(&self, arguments: &[&str]) -> Result<Guarded> {
         let folder = temporary_folder("controller")?;

@@ -130,7 +130,7 @@ impl Check {
                     blob,
                 })
             }
-            At::Archive { .. } | At::Gathered { .. } => self.take(form, only_hash),
+            At::Archive { .. } | At::Gathered { .. } | At::Cached(_) => self.take(form, only_hash),
         }
     }
 

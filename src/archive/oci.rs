@@ -1,6 +1,9 @@
 //! The OCI side of an archive: `index.json`, and what lies below each of its descriptors.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::image::{
     Descriptor, Digest, ImageManifest, ImageName, Manifest, MediaType, Platform, RawManifest, Tag,
@@ -45,6 +48,8 @@ pub(super) struct OciImage {
     /// Those that are in the archive, in order.
     pub(super) layers: Vec<BlobUse>,
     pub(super) missing: Vec<String>,
+    /// What of that an earlier archive has.
+    absent: Vec<Digest>,
 }
 
 impl OciImage {
@@ -64,6 +69,15 @@ impl Tree {
     pub(super) fn missing(&self) -> Vec<String> {
         let of_images = self.images.iter().flat_map(|image| &image.missing);
         self.missing.iter().chain(of_images).cloned().collect()
+    }
+
+    /// What the archive leaves out because an earlier one has it, and the cache has not.
+    pub(super) fn absent(&self) -> Vec<String> {
+        let all = self.images.iter().flat_map(|image| &image.absent);
+        let unique: HashSet<_> = all.collect();
+        let mut unique: Vec<String> = unique.into_iter().map(ToString::to_string).collect();
+        unique.sort();
+        unique
     }
 
     /// The platforms that are there.
@@ -93,10 +107,13 @@ pub(super) struct Reader<'a, 'c> {
     configs: &'c mut Configs<'a>,
     descriptors: usize,
     manifest_bytes: u64,
+    /// Whether the archive relies on blobs of the cache.
+    is_incremental: bool,
+    cached: HashMap<Digest, Arc<Content>>,
 }
 
 impl<'a, 'c> Reader<'a, 'c> {
-    pub(super) const fn new(planning: Planning<'a>, configs: &'c mut Configs<'a>) -> Self {
+    pub(super) fn new(planning: Planning<'a>, configs: &'c mut Configs<'a>) -> Self {
         Self {
             planning,
             entries: planning.entries,
@@ -104,12 +121,17 @@ impl<'a, 'c> Reader<'a, 'c> {
             configs,
             descriptors: 0,
             manifest_bytes: 0,
+            is_incremental: false,
+            cached: HashMap::new(),
         }
     }
 
     /// Every descriptor of `index.json`, each by itself: whether one that cannot be used is an error depends on whether the
     /// archive has another description of the image. One that nobody could use (a limit, a disk error) ends the reading.
-    pub(super) fn roots(&mut self, index: &Content) -> Result<Vec<Result<Root>>> {
+    ///
+    /// Blobs that are not there are looked for in the cache only if the archive says that it relies on others, and is `alone`
+    /// in describing the images: else what an archive means would depend on what the cache has.
+    pub(super) fn roots(&mut self, index: &Content, alone: bool) -> Result<Vec<Result<Root>>> {
         let bytes = index.read_small(
             self.entries.archive(),
             self.limits.manifest_json,
@@ -117,6 +139,7 @@ impl<'a, 'c> Reader<'a, 'c> {
         )?;
         let place = self.entries.place(index);
         let index: LayoutIndex = parse(&bytes, &place)?;
+        self.is_incremental = alone && index.is_incremental();
         let listed = index.manifests.unwrap_or_default();
         self.planning.require_images(listed.len())?;
         let mut roots = Vec::new();
@@ -253,6 +276,7 @@ impl<'a, 'c> Reader<'a, 'c> {
             config_blob: None,
             layers: Vec::new(),
             missing: Vec::new(),
+            absent: Vec::new(),
         };
         if let Some(descriptor) = &manifest.config {
             image.config_blob = self.find(descriptor, "the configuration", &mut image)?;
@@ -291,12 +315,16 @@ impl<'a, 'c> Reader<'a, 'c> {
 
     /// Finds a blob of an image, or notes that it is missing. What only its publisher may serve may be absent.
     fn find(
-        &self,
+        &mut self,
         descriptor: &Descriptor,
         part: &str,
         image: &mut OciImage,
     ) -> Result<Option<BlobUse>> {
-        let Some(content) = self.entries.blob(&descriptor.digest)? else {
+        let content = match self.entries.blob(&descriptor.digest)? {
+            Some(content) => Some(Arc::clone(content)),
+            None => self.cached(descriptor)?,
+        };
+        let Some(content) = content else {
             if !descriptor.stays_with_its_publisher() {
                 image.missing.push(match &image.platform {
                     Some(platform) => format!(
@@ -305,17 +333,39 @@ impl<'a, 'c> Reader<'a, 'c> {
                     ),
                     None => format!("{part}, {},", descriptor.digest),
                 });
+                if self.is_incremental {
+                    image.absent.push(descriptor.digest.clone());
+                }
             }
             return Ok(None);
         };
-        require_size(content, descriptor.size, self.entries)?;
+        require_size(&content, descriptor.size, self.entries)?;
         Ok(Some(BlobUse {
-            content: Arc::clone(content),
+            content,
             part: part.to_owned(),
             digest: Some(descriptor.digest.clone()),
             diff_id: None,
             may_be_packed: false,
         }))
+    }
+
+    /// A blob that the archive leaves out and the cache has.
+    fn cached(&mut self, descriptor: &Descriptor) -> Result<Option<Arc<Content>>> {
+        if !self.is_incremental {
+            return Ok(None);
+        }
+        if let Some(known) = self.cached.get(&descriptor.digest) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        // Entries are counted from the other end.
+        let number = u64::MAX - self.cached.len() as u64;
+        let (archive, spool) = (self.entries.archive(), self.planning.spool);
+        let found = Content::cached(number, descriptor, archive, spool)?.map(Arc::new);
+        if let Some(content) = &found {
+            let digest = descriptor.digest.clone();
+            self.cached.insert(digest, Arc::clone(content));
+        }
+        Ok(found)
     }
 
     fn count(&mut self, descriptors: usize) -> Result<()> {

@@ -95,10 +95,10 @@ pub(super) fn plan(planning: Planning<'_>) -> Result<(Vec<Planned>, Vec<String>)
     let mut reader = Reader::new(planning, &mut configs);
     let (images, warnings) = match (docker, layout) {
         (None, None) => return Err(old_format(entries)),
-        (None, Some(layout)) => (of_layout(reader.roots(layout)?, entries)?, Vec::new()),
+        (None, Some(layout)) => (of_layout(reader.roots(layout, true)?, entries)?, Vec::new()),
         (Some(docker), layout) => {
             let roots = match layout {
-                Some(layout) => usable(reader.roots(layout)?),
+                Some(layout) => usable(reader.roots(layout, false)?),
                 None => (Vec::new(), Vec::new()),
             };
             of_docker(docker, roots, planning, &mut configs)?
@@ -178,6 +178,19 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
     if root.tree.is_whole() {
         return Ok(());
     }
+    let image = || {
+        let name = root.names.first().map(ToString::to_string);
+        name.or_else(|| root.tag_only.as_ref().map(ToString::to_string))
+            .unwrap_or_else(|| format!("number {}", position + 1))
+    };
+    let absent = root.tree.absent();
+    if root.tree.missing.is_empty() && !absent.is_empty() {
+        return Err(Error::ArchiveBaseMissing {
+            place: entries.archive().clone(),
+            image: image(),
+            missing: listed(&absent),
+        });
+    }
     let missing = root.tree.missing();
     let first = missing.first().cloned().unwrap_or_default();
     if root.tree.images.len() == 1 && root.tree.children.is_empty() && root.tree.missing.is_empty()
@@ -190,12 +203,7 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
     text.push_str(if missing.len() == 1 { " is" } else { " are" });
     Err(Error::ArchiveIncomplete {
         place: entries.archive().clone(),
-        image: root
-            .names
-            .first()
-            .map(ToString::to_string)
-            .or_else(|| root.tag_only.as_ref().map(ToString::to_string))
-            .unwrap_or_else(|| format!("number {}", position + 1)),
+        image: image(),
         missing: text,
     })
 }

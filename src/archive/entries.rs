@@ -16,7 +16,7 @@ use crate::{
 };
 
 use super::{
-    error::{Place, Result, escaped},
+    error::{Error, Place, Result, escaped},
     limits::Limits,
     names::{link_target, normalise},
     outer::{Form, MAGIC, judge, read_full, source_failed},
@@ -498,9 +498,37 @@ impl Cached {
         let file = self.spool.open_blob(&self.descriptor)?;
         file.ok_or_else(|| {
             let digest = &self.descriptor.digest;
-            self.archive.invalid(format!(
-                "it relies on the blob {digest}, which was in the cache and is gone; extract the archive that has it again"
-            ))
+            Error::ArchiveBaseMissing {
+                place: self.archive.clone(),
+                missing: digest.to_string(),
+            }
+        })
+    }
+
+    /// Fails if the bytes are no longer those of the blob.
+    pub(super) fn require_right(&self) -> Result<()> {
+        let digest = &self.descriptor.digest;
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut file = self.open()?;
+        let mut buffer = vec![0; CHUNK];
+        let place = self.archive.cached(digest);
+        loop {
+            self.spool.ensure_going_on()?;
+            let read =
+                read_full(&mut file, &mut buffer).map_err(|error| place.unreadable(error))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+        }
+        let actual = hasher.finish();
+        if actual == *digest {
+            return Ok(());
+        }
+        Err(Error::ArchiveBaseDamaged {
+            place: self.archive.clone(),
+            digest: digest.clone(),
+            actual,
         })
     }
 }

@@ -136,10 +136,7 @@ impl fmt::Display for Place {
                 offset,
                 name,
             })) => write!(formatter, ", entry {number} '{name}' at byte {offset},"),
-            Some(Part::Cached(digest)) => write!(
-                formatter,
-                ", blob {digest} that the cache has (`docker-image-pusher verify` looks at it),"
-            ),
+            Some(Part::Cached(digest)) => write!(formatter, ", blob {digest} of the cache,"),
         }
     }
 }
@@ -231,16 +228,27 @@ pub enum Error {
     },
     /// It leaves out what an earlier archive carried, and the cache has not got that.
     #[error(
-        "{place} was saved without what earlier archives carried, and of image {image} the cache lacks {missing}: extract the \
-         earlier archives first"
+        "{place} was saved without what earlier archives carried, and of that the cache lacks {missing}: extract the earlier \
+         archives first"
     )]
     ArchiveBaseMissing {
         /// The archive.
         place: Place,
-        /// The image, by name or position.
-        image: String,
         /// The digests.
         missing: String,
+    },
+    /// What it leaves out is in the cache, but damaged.
+    #[error(
+        "{place} was saved without what earlier archives carried, and of that the blob {digest} is damaged in the cache, its \
+         bytes have the digest {actual}: `docker-image-pusher verify` moves it away, then extract the earlier archives again"
+    )]
+    ArchiveBaseDamaged {
+        /// The archive.
+        place: Place,
+        /// What the blob is called.
+        digest: Digest,
+        /// What it is.
+        actual: Digest,
     },
     /// A part of an archive is not there.
     #[error(
@@ -369,6 +377,7 @@ impl Classified for Error {
             | Self::DigestMismatch { .. }
             | Self::ArchiveIncomplete { .. }
             | Self::ArchiveBaseMissing { .. }
+            | Self::ArchiveBaseDamaged { .. }
             | Self::ArchivePartMissing { .. }
             | Self::ArchiveChecksumsMissing { .. }
             | Self::ArchivePartDamaged { .. } => Class::Archive,
@@ -396,6 +405,7 @@ impl Classified for Error {
             | Self::DigestMismatch { .. }
             | Self::ArchiveIncomplete { .. }
             | Self::ArchiveBaseMissing { .. }
+            | Self::ArchiveBaseDamaged { .. }
             | Self::ArchivePartMissing { .. }
             | Self::ArchiveChecksumsMissing { .. }
             | Self::ArchivePartDamaged { .. }

@@ -1,9 +1,13 @@
 //! Archives that leave out what an earlier one carried, as a stranger would make them: the cache's blobs are taken only where
 //! the archive alone says what it is, and never on its word.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::{Value, json};
 
-use super::testing::{Bed, PLAIN, Sample, Tar, WAYS, Way, accepted, bed, blob, descriptor, sample};
+use super::testing::{
+    Bed, PLAIN, Sample, Tar, WAYS, Way, accepted, bed, blob, descriptor, gzip, put, sample,
+};
 use crate::{
     error::{Classified, handlers},
     image::{Digest, MediaType},
@@ -66,9 +70,42 @@ async fn what_the_cache_has_not_is_told_with_the_remedy() {
         refused(&bed(), &bytes, way, "ArchiveBaseMissing", &missing).await;
         let other = filled(&Sample::of(&[b"the first layer", b"another"])).await;
         refused(&other, &bytes, way, "ArchiveBaseMissing", &missing).await;
-        let told = "of image team/app:1 the cache lacks";
+        let told = "extract the earlier archives first";
         refused(&other, &bytes, way, "ArchiveBaseMissing", told).await;
     }
+}
+
+/// One that was covered by a barrier is not read before it is used elsewhere; here it is.
+#[tokio::test]
+async fn a_layer_that_rotted_in_the_cache_is_told_as_that() {
+    for pack in [|bytes: &[u8]| bytes.to_vec(), gzip] {
+        let image = sample().packed(pack);
+        let bed = filled(&image).await;
+        let hex = Digest::of(&image.layers[0]).hex().to_owned();
+        let path = bed.cache.directory().join("blobs/sha256").join(hex);
+        let mut bytes = image.layers[0].clone();
+        bytes[5] ^= 1;
+        std::fs::remove_file(&path).unwrap();
+        put(&path, &bytes);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let bytes = incremental(&image).end();
+        let told = "`docker-image-pusher verify` moves it away";
+        refused(&bed, &bytes, Way::File, "ArchiveBaseDamaged", told).await;
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_is_in_the_archive_or_nowhere() {
+    let image = sample();
+    let bed = filled(&image).await;
+    let manifest = image.oci_manifest(PLAIN);
+    let top = descriptor(MediaType::OCI_MANIFEST.as_str(), &manifest);
+    let index = json!({"schemaVersion": 2, "manifests": [top], "annotations": mark()});
+    let bytes = blob(Tar::default(), &manifest)
+        .file("index.json", index.to_string())
+        .end();
+    let words = "the configuration, sha256:";
+    refused(&bed, &bytes, Way::File, "ArchiveInvalid", words).await;
 }
 
 #[tokio::test]

@@ -279,7 +279,8 @@ impl<'a, 'c> Reader<'a, 'c> {
             absent: Vec::new(),
         };
         if let Some(descriptor) = &manifest.config {
-            image.config_blob = self.find(descriptor, "the configuration", &mut image)?;
+            let content = self.entries.blob(&descriptor.digest)?.cloned();
+            image.config_blob = self.used(descriptor, content, "the configuration", &mut image)?;
         }
         let mut diff_ids = None;
         if let (Some(descriptor), Some(used)) = (&manifest.config, &image.config_blob)
@@ -303,7 +304,11 @@ impl<'a, 'c> Reader<'a, 'c> {
         }
         for (position, layer) in manifest.layers.iter().enumerate() {
             let part = layer_name(position, manifest.layers.len());
-            if let Some(mut used) = self.find(layer, &part, &mut image)? {
+            let content = self.layer(layer)?;
+            if content.is_none() && self.is_incremental && !layer.stays_with_its_publisher() {
+                image.absent.push(layer.digest.clone());
+            }
+            if let Some(mut used) = self.used(layer, content, &part, &mut image)? {
                 let diff_id = diff_ids.as_ref().and_then(|list| list.get(position));
                 used.diff_id = diff_id.filter(|_| is_tar_layer(&layer.media_type)).cloned();
                 used.may_be_packed = !layer.media_type.is_nondistributable();
@@ -313,17 +318,14 @@ impl<'a, 'c> Reader<'a, 'c> {
         Ok(image)
     }
 
-    /// Finds a blob of an image, or notes that it is missing. What only its publisher may serve may be absent.
-    fn find(
-        &mut self,
+    /// How an image uses a blob, or a note that it is missing. What only its publisher may serve may be absent.
+    fn used(
+        &self,
         descriptor: &Descriptor,
+        content: Option<Arc<Content>>,
         part: &str,
         image: &mut OciImage,
     ) -> Result<Option<BlobUse>> {
-        let content = match self.entries.blob(&descriptor.digest)? {
-            Some(content) => Some(Arc::clone(content)),
-            None => self.cached(descriptor)?,
-        };
         let Some(content) = content else {
             if !descriptor.stays_with_its_publisher() {
                 image.missing.push(match &image.platform {
@@ -333,9 +335,6 @@ impl<'a, 'c> Reader<'a, 'c> {
                     ),
                     None => format!("{part}, {},", descriptor.digest),
                 });
-                if self.is_incremental {
-                    image.absent.push(descriptor.digest.clone());
-                }
             }
             return Ok(None);
         };
@@ -349,8 +348,11 @@ impl<'a, 'c> Reader<'a, 'c> {
         }))
     }
 
-    /// A blob that the archive leaves out and the cache has.
-    fn cached(&mut self, descriptor: &Descriptor) -> Result<Option<Arc<Content>>> {
+    /// A layer of the archive, or one that it leaves out and the cache has.
+    fn layer(&mut self, descriptor: &Descriptor) -> Result<Option<Arc<Content>>> {
+        if let Some(content) = self.entries.blob(&descriptor.digest)? {
+            return Ok(Some(Arc::clone(content)));
+        }
         if !self.is_incremental {
             return Ok(None);
         }

@@ -178,16 +178,10 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
     if root.tree.is_whole() {
         return Ok(());
     }
-    let image = || {
-        let name = root.names.first().map(ToString::to_string);
-        name.or_else(|| root.tag_only.as_ref().map(ToString::to_string))
-            .unwrap_or_else(|| format!("number {}", position + 1))
-    };
     let absent = root.tree.absent();
     if root.tree.missing.is_empty() && !absent.is_empty() {
         return Err(Error::ArchiveBaseMissing {
             place: entries.archive().clone(),
-            image: image(),
             missing: listed(&absent),
         });
     }
@@ -203,7 +197,12 @@ fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> 
     text.push_str(if missing.len() == 1 { " is" } else { " are" });
     Err(Error::ArchiveIncomplete {
         place: entries.archive().clone(),
-        image: image(),
+        image: root
+            .names
+            .first()
+            .map(ToString::to_string)
+            .or_else(|| root.tag_only.as_ref().map(ToString::to_string))
+            .unwrap_or_else(|| format!("number {}", position + 1)),
         missing: text,
     })
 }

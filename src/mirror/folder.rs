@@ -66,7 +66,10 @@ impl RefusedArchives {
     /// Notes why this reading is refused, if it is the file that is at fault. What an archive relies on may come into the
     /// cache later.
     pub(super) fn note(&self, reading: Reading, error: &Arc<archive::Error>) {
-        let lacks_others = matches!(**error, archive::Error::ArchiveBaseMissing { .. });
+        let lacks_others = matches!(
+            **error,
+            archive::Error::ArchiveBaseMissing { .. } | archive::Error::ArchiveBaseDamaged { .. }
+        );
         if error.class() != Class::Archive || lacks_others {
             return;
         }

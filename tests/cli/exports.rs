@@ -15,7 +15,7 @@ use crate::commands::{pull, push, with};
 use crate::save::{World, layout_digest};
 use crate::support::{
     Context, Result,
-    binary::Sandbox,
+    binary::{Sandbox, program},
     images::Image,
     process::{poll, run},
     registry::Registry,
@@ -447,6 +447,41 @@ fn an_export_since_another_may_be_in_parts_and_a_wrong_report_is_refused() -> Re
         let refused = world.sandbox.run(&with(&save, options))?.expect_code(2)?;
         assert!(refused.stderr.contains(told), "{}", refused.stderr);
     }
+    world.assert_no_file("x.tar");
+    Ok(())
+}
+
+#[test]
+fn parts_that_split_and_sha256sum_made_are_read_too() -> Result<()> {
+    let world = World::new()?;
+    world.save(&["team/app:1"], "a.tar", &[])?;
+    run(Command::new("sh")
+        .arg("-c")
+        .arg("gzip a.tar && split -b 100k -d -a 3 a.tar.gz a.tar.gz. && sha256sum a.tar.gz.??? > a.tar.gz.sha256")
+        .current_dir(world.path("")))?;
+    let first = world.path("a.tar.gz.000").display().to_string();
+    let other = Sandbox::new()?;
+    let extracted = other.run(&["extract", "-f", &first])?.expect_code(0)?;
+    assert!(extracted.stdout.contains(&world.app.digest));
+    Ok(())
+}
+
+/// A limit of the system on the size of a file, for want of a disk that gets full in the middle.
+#[test]
+fn a_write_that_fails_in_the_middle_leaves_nothing() -> Result<()> {
+    let world = World::new()?;
+    let save = format!(
+        "trap '' XFSZ; ulimit -f 300; exec {} save -s team/app:1 -f x.tar --split-size 400Ki",
+        program().display()
+    );
+    let failed = Command::new("bash")
+        .args(["-c", &save])
+        .current_dir(world.path(""))
+        .output()
+        .context("could not run save")?;
+    assert_eq!(failed.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&failed.stderr);
+    assert!(told.contains("x.tar.000"), "{told}");
     world.assert_no_file("x.tar");
     Ok(())
 }

@@ -33,6 +33,7 @@ mod names;
 mod oci;
 mod outer;
 mod pack;
+mod part_names;
 mod parts;
 mod pax;
 mod plan;

@@ -13,7 +13,7 @@ use std::{
 use crate::image::{Algorithm, Hasher};
 
 use super::{
-    super::parts::{MOST_PARTS, checksums, checksums_path, part_path, parts_beside},
+    super::part_names::{MOST_PARTS, checksums, checksums_path, part_path, parts_beside},
     Result, SaveError, SavedPart,
     target::{Named, NewFile, WholeFile, failure, sync_folder_of},
 };

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::fstatvfs;
 
-use super::{super::parts::folder_of, Result, SaveError, SavedPart, parts::PartsWriter};
+use super::{super::part_names::folder_of, Result, SaveError, SavedPart, parts::PartsWriter};
 
 /// Where to write.
 pub enum SaveTarget {

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     cache::{HashedBlob, PackedLayer, Spool, UnnamedBlob},
+    error::{Class, Classified},
     image::{Algorithm, Digest, Hasher},
     output::Transfer,
 };
@@ -85,6 +86,21 @@ pub(super) struct Check {
 impl Check {
     /// Does the work. Blocks.
     pub(super) fn run(&self) -> Result<Checked> {
+        let checked = self.read();
+        let is_doubtful = match &checked {
+            Ok(checked) => self.wanted.content.named_digest().as_ref() != Some(&checked.digest),
+            Err(error) => error.class() == Class::Archive,
+        };
+        if let At::Cached(cached) = &self.wanted.content.at
+            && is_doubtful
+        {
+            // What rotted in the cache is not the archive's fault.
+            cached.require_right()?;
+        }
+        checked
+    }
+
+    fn read(&self) -> Result<Checked> {
         let form = self.wanted.content.form(&self.archive)?;
         let to_pack = self.wanted.to_pack(&self.archive)?;
         let (Some(compression), Some(diff_id)) = (self.compression, to_pack) else {
@@ -130,7 +146,7 @@ impl Check {
                     blob,
                 })
             }
-            At::Archive { .. } | At::Gathered { .. } => self.take(form, only_hash),
+            At::Archive { .. } | At::Gathered { .. } | At::Cached(_) => self.take(form, only_hash),
         }
     }
 

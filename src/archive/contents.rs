@@ -19,7 +19,6 @@ use super::{
     check::{BlobUse, Check, Checked, Packed},
     compression::Compression,
     configs::Planning,
-    entries::At,
     error::{Place, Result},
     plan::{Planned, Source, plan},
     rebuild,
@@ -305,7 +304,7 @@ impl ArchiveContents {
     fn reading(&self, jobs: &[(Key, &BlobUse)]) -> Option<Arc<Transfer>> {
         let bytes: u64 = jobs
             .iter()
-            .filter(|(_, used)| matches!(used.content.at, At::Archive { .. }))
+            .filter(|(_, used)| used.content.at.is_unread())
             .map(|(_, used)| used.content.size)
             .sum();
         let reading = (bytes > 0).then(|| self.output.reading(&self.name, Some(bytes)));
@@ -313,7 +312,7 @@ impl ArchiveContents {
     }
 
     fn job(&self, used: &BlobUse, reading: Option<Arc<Transfer>>) -> Check {
-        let reading = reading.filter(|_| matches!(used.content.at, At::Archive { .. }));
+        let reading = reading.filter(|_| used.content.at.is_unread());
         Check {
             wanted: used.clone(),
             archive: self.place.clone(),

@@ -12,11 +12,11 @@ use std::{
 
 use crate::{
     cache::{HashedBlob, Spool, UnnamedBlob},
-    image::{Algorithm, Digest, Hasher},
+    image::{Algorithm, Descriptor, Digest, Hasher},
 };
 
 use super::{
-    error::{Place, Result, escaped},
+    error::{Error, Place, Result, escaped},
     limits::Limits,
     names::{link_target, normalise},
     outer::{Form, MAGIC, judge, read_full, source_failed},
@@ -52,6 +52,23 @@ pub(super) enum At {
     Gathered { file: Arc<File>, data: u64 },
     /// In a file of the import, hashed.
     Spooled(Arc<HashedBlob>),
+    /// Not in the archive, which says so, but in the cache; not hashed.
+    Cached(Box<Cached>),
+}
+
+/// A blob of the cache that an archive relies on.
+#[derive(Debug)]
+pub(super) struct Cached {
+    spool: Spool,
+    descriptor: Descriptor,
+    archive: Place,
+}
+
+impl At {
+    /// Whether the bytes are still to be read.
+    pub(super) const fn is_unread(&self) -> bool {
+        matches!(self, Self::Archive { .. } | Self::Cached(_))
+    }
 }
 
 #[derive(Debug)]
@@ -382,14 +399,45 @@ impl Small {
 }
 
 impl Content {
+    /// A blob that is in the cache instead of the archive; none if it is not there either, or not right. It is read like one of
+    /// the archive: that the archive names it proves nothing.
+    pub(super) fn cached(
+        number: u64,
+        descriptor: &Descriptor,
+        archive: &Place,
+        spool: &Spool,
+    ) -> Result<Option<Self>> {
+        if spool.open_blob(descriptor)?.is_none() {
+            return Ok(None);
+        }
+        let digest = &descriptor.digest;
+        let name = format!("blobs/{}/{}", digest.algorithm().name(), digest.hex());
+        Ok(Some(Self {
+            number,
+            offset: 0,
+            name: name.into_bytes().into(),
+            size: descriptor.size,
+            at: At::Cached(Box::new(Cached {
+                spool: spool.clone(),
+                descriptor: descriptor.clone(),
+                archive: archive.clone(),
+            })),
+        }))
+    }
+
     pub(super) fn place(&self, archive: &Place) -> Place {
-        archive.entry(self.number, self.offset, &self.name)
+        match &self.at {
+            At::Cached(cached) => archive.cached(&cached.descriptor.digest),
+            At::Archive { .. } | At::Gathered { .. } | At::Spooled(_) => {
+                archive.entry(self.number, self.offset, &self.name)
+            }
+        }
     }
 
     /// The digest of the bytes, where it is known without reading them.
     pub(super) fn known_digest(&self) -> Option<&Digest> {
         match &self.at {
-            At::Archive { .. } | At::Gathered { .. } => None,
+            At::Archive { .. } | At::Gathered { .. } | At::Cached(_) => None,
             At::Spooled(blob) => Some(blob.digest()),
         }
     }
@@ -406,6 +454,7 @@ impl Content {
         let (file, position) = match &self.at {
             At::Archive { file, data } | At::Gathered { file, data } => (Arc::clone(file), *data),
             At::Spooled(blob) => (Arc::new(blob.open()?), 0),
+            At::Cached(cached) => (Arc::new(cached.open()?), 0),
         };
         Ok(ContentReader {
             file,
@@ -440,6 +489,47 @@ impl Content {
             .read_to_end(&mut bytes)
             .map_err(|error| judge(error, &place))?;
         Ok(bytes)
+    }
+}
+
+impl Cached {
+    /// Opens it each time it is read: an archive may rely on more blobs than a process may have files open.
+    fn open(&self) -> Result<File> {
+        let file = self.spool.open_blob(&self.descriptor)?;
+        file.ok_or_else(|| {
+            let digest = &self.descriptor.digest;
+            Error::ArchiveBaseMissing {
+                place: self.archive.clone(),
+                missing: digest.to_string(),
+            }
+        })
+    }
+
+    /// Fails if the bytes are no longer those of the blob.
+    pub(super) fn require_right(&self) -> Result<()> {
+        let digest = &self.descriptor.digest;
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut file = self.open()?;
+        let mut buffer = vec![0; CHUNK];
+        let place = self.archive.cached(digest);
+        loop {
+            self.spool.ensure_going_on()?;
+            let read =
+                read_full(&mut file, &mut buffer).map_err(|error| place.unreadable(error))?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+        }
+        let actual = hasher.finish();
+        if actual == *digest {
+            return Ok(());
+        }
+        Err(Error::ArchiveBaseDamaged {
+            place: self.archive.clone(),
+            digest: digest.clone(),
+            actual,
+        })
     }
 }
 

@@ -15,7 +15,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     archive: Arc<str>,
-    entry: Option<EntryPlace>,
+    part: Option<Part>,
+}
+
+/// What of an archive a message is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Entry(EntryPlace),
+    /// A blob that it relies on.
+    Cached(Digest),
 }
 
 /// An entry as a tar tool would count it.
@@ -32,7 +40,15 @@ impl Place {
     pub(super) fn archive(name: &str) -> Self {
         Self {
             archive: escaped(name.as_bytes()).into(),
-            entry: None,
+            part: None,
+        }
+    }
+
+    /// A blob of the cache that the archive relies on.
+    pub(super) fn cached(&self, digest: &Digest) -> Self {
+        Self {
+            archive: Arc::clone(&self.archive),
+            part: Some(Part::Cached(digest.clone())),
         }
     }
 
@@ -40,11 +56,11 @@ impl Place {
     pub(super) fn entry(&self, number: u64, offset: u64, name: &[u8]) -> Self {
         Self {
             archive: Arc::clone(&self.archive),
-            entry: Some(EntryPlace {
+            part: Some(Part::Entry(EntryPlace {
                 number,
                 offset,
                 name: escaped(name),
-            }),
+            })),
         }
     }
 
@@ -113,15 +129,15 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "archive {}", self.archive)?;
-        let Some(entry) = &self.entry else {
-            return Ok(());
-        };
-        let EntryPlace {
-            number,
-            offset,
-            name,
-        } = entry;
-        write!(formatter, ", entry {number} '{name}' at byte {offset},")
+        match &self.part {
+            None => Ok(()),
+            Some(Part::Entry(EntryPlace {
+                number,
+                offset,
+                name,
+            })) => write!(formatter, ", entry {number} '{name}' at byte {offset},"),
+            Some(Part::Cached(digest)) => write!(formatter, ", blob {digest} of the cache,"),
+        }
     }
 }
 
@@ -209,6 +225,63 @@ pub enum Error {
         image: String,
         /// What is missing, with its verb.
         missing: String,
+    },
+    /// It leaves out what an earlier archive carried, and the cache has not got that.
+    #[error(
+        "{place} was saved without what earlier archives carried, and of that the cache lacks {missing}: extract the earlier \
+         archives first"
+    )]
+    ArchiveBaseMissing {
+        /// The archive.
+        place: Place,
+        /// The digests.
+        missing: String,
+    },
+    /// What it leaves out is in the cache, but damaged.
+    #[error(
+        "{place} was saved without what earlier archives carried, and of that the blob {digest} is damaged in the cache, its \
+         bytes have the digest {actual}: `docker-image-pusher verify` moves it away, then extract the earlier archives again"
+    )]
+    ArchiveBaseDamaged {
+        /// The archive.
+        place: Place,
+        /// What the blob is called.
+        digest: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+    /// A part of an archive is not there.
+    #[error(
+        "the part {part} of the archive is missing: copy it beside the others; it is the one with the digest {digest}"
+    )]
+    ArchivePartMissing {
+        /// Its path.
+        part: String,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The checksums of parts are not there.
+    #[error(
+        "there is no {path} with the checksums of the parts: copy it beside them, or join the parts into one file with `cat`"
+    )]
+    ArchiveChecksumsMissing {
+        /// The path.
+        path: String,
+    },
+    /// A part of an archive is not what its checksum says.
+    #[error(
+        "the part {part} of the archive should have the digest {expected}, but it has {actual}{hint}: copy it again from where \
+         the archive was saved"
+    )]
+    ArchivePartDamaged {
+        /// Its path.
+        part: String,
+        /// The digest that the checksums list.
+        expected: Digest,
+        /// The digest it has.
+        actual: Digest,
+        /// What else is known of it.
+        hint: String,
     },
     /// None of its images is the one that was chosen.
     #[error("archive {archive} has no image {wanted}; it has {images}")]
@@ -302,7 +375,12 @@ impl Classified for Error {
             | Self::ArchiveLimit { .. }
             | Self::ArchiveTruncated { .. }
             | Self::DigestMismatch { .. }
-            | Self::ArchiveIncomplete { .. } => Class::Archive,
+            | Self::ArchiveIncomplete { .. }
+            | Self::ArchiveBaseMissing { .. }
+            | Self::ArchiveBaseDamaged { .. }
+            | Self::ArchivePartMissing { .. }
+            | Self::ArchiveChecksumsMissing { .. }
+            | Self::ArchivePartDamaged { .. } => Class::Archive,
             // What the user wrote is wrong: nothing was kept by then.
             Self::ArchiveImageUnknown { .. }
             | Self::ArchiveImageAmbiguous { .. }
@@ -326,6 +404,11 @@ impl Classified for Error {
             | Self::ArchiveTruncated { .. }
             | Self::DigestMismatch { .. }
             | Self::ArchiveIncomplete { .. }
+            | Self::ArchiveBaseMissing { .. }
+            | Self::ArchiveBaseDamaged { .. }
+            | Self::ArchivePartMissing { .. }
+            | Self::ArchiveChecksumsMissing { .. }
+            | Self::ArchivePartDamaged { .. }
             | Self::ArchiveImageUnknown { .. }
             | Self::ArchiveImageAmbiguous { .. }
             | Self::ArchiveImageUnnamed { .. }

@@ -85,6 +85,26 @@ pub(super) struct LayoutIndex {
     /// `null` is what some versions write for images saved by digest (moby#47210).
     #[serde(default)]
     pub(super) manifests: Option<Vec<LayoutDescriptor>>,
+    #[serde(default)]
+    annotations: Option<LayoutAnnotations>,
+}
+
+/// The annotation that marks an archive without the blobs of an earlier one.
+pub(super) const INCREMENTAL: &str = "io.imagepusher.incremental";
+
+#[derive(Debug, Deserialize)]
+#[serde(remote = "Self")]
+struct LayoutAnnotations {
+    #[serde(rename = "io.imagepusher.incremental")]
+    incremental: Option<String>,
+}
+
+impl LayoutIndex {
+    /// Whether the archive leaves out what an earlier one carried.
+    pub(super) fn is_incremental(&self) -> bool {
+        let annotations = self.annotations.as_ref();
+        annotations.is_some_and(|annotations| annotations.incremental.as_deref() == Some("true"))
+    }
 }
 
 /// A descriptor of `index.json`.
@@ -128,6 +148,7 @@ from_objects_only!(
     Config,
     RootFs,
     LayoutIndex,
+    LayoutAnnotations,
     LayoutDescriptor,
     Annotations,
     Digests,

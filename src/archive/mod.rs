@@ -25,12 +25,16 @@ mod extract;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod header;
+#[cfg(test)]
+mod incremental;
 mod json;
 mod limits;
 mod names;
 mod oci;
 mod outer;
 mod pack;
+mod part_names;
+mod parts;
 mod pax;
 mod plan;
 mod rebuild;
@@ -53,6 +57,7 @@ pub use error::{Error, Place, Result};
 pub use extract::extract;
 pub use limits::Limits;
 pub use save::{
-    SaveError, SaveFormat, SaveReport, SaveRequest, SaveTarget, SavedBlob, SavedImage, save,
+    SaveError, SaveFormat, SaveReport, SaveRequest, SaveTarget, SavedBlob, SavedImage, SavedPart,
+    carried, save,
 };
 pub use source::Archive;

@@ -1,6 +1,9 @@
 //! The OCI side of an archive: `index.json`, and what lies below each of its descriptors.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use crate::image::{
     Descriptor, Digest, ImageManifest, ImageName, Manifest, MediaType, Platform, RawManifest, Tag,
@@ -45,6 +48,8 @@ pub(super) struct OciImage {
     /// Those that are in the archive, in order.
     pub(super) layers: Vec<BlobUse>,
     pub(super) missing: Vec<String>,
+    /// What of that an earlier archive has.
+    absent: Vec<Digest>,
 }
 
 impl OciImage {
@@ -64,6 +69,15 @@ impl Tree {
     pub(super) fn missing(&self) -> Vec<String> {
         let of_images = self.images.iter().flat_map(|image| &image.missing);
         self.missing.iter().chain(of_images).cloned().collect()
+    }
+
+    /// What the archive leaves out because an earlier one has it, and the cache has not.
+    pub(super) fn absent(&self) -> Vec<String> {
+        let all = self.images.iter().flat_map(|image| &image.absent);
+        let unique: HashSet<_> = all.collect();
+        let mut unique: Vec<String> = unique.into_iter().map(ToString::to_string).collect();
+        unique.sort();
+        unique
     }
 
     /// The platforms that are there.
@@ -93,10 +107,13 @@ pub(super) struct Reader<'a, 'c> {
     configs: &'c mut Configs<'a>,
     descriptors: usize,
     manifest_bytes: u64,
+    /// Whether the archive relies on blobs of the cache.
+    is_incremental: bool,
+    cached: HashMap<Digest, Arc<Content>>,
 }
 
 impl<'a, 'c> Reader<'a, 'c> {
-    pub(super) const fn new(planning: Planning<'a>, configs: &'c mut Configs<'a>) -> Self {
+    pub(super) fn new(planning: Planning<'a>, configs: &'c mut Configs<'a>) -> Self {
         Self {
             planning,
             entries: planning.entries,
@@ -104,12 +121,17 @@ impl<'a, 'c> Reader<'a, 'c> {
             configs,
             descriptors: 0,
             manifest_bytes: 0,
+            is_incremental: false,
+            cached: HashMap::new(),
         }
     }
 
     /// Every descriptor of `index.json`, each by itself: whether one that cannot be used is an error depends on whether the
     /// archive has another description of the image. One that nobody could use (a limit, a disk error) ends the reading.
-    pub(super) fn roots(&mut self, index: &Content) -> Result<Vec<Result<Root>>> {
+    ///
+    /// Blobs that are not there are looked for in the cache only if the archive says that it relies on others, and is `alone`
+    /// in describing the images: else what an archive means would depend on what the cache has.
+    pub(super) fn roots(&mut self, index: &Content, alone: bool) -> Result<Vec<Result<Root>>> {
         let bytes = index.read_small(
             self.entries.archive(),
             self.limits.manifest_json,
@@ -117,6 +139,7 @@ impl<'a, 'c> Reader<'a, 'c> {
         )?;
         let place = self.entries.place(index);
         let index: LayoutIndex = parse(&bytes, &place)?;
+        self.is_incremental = alone && index.is_incremental();
         let listed = index.manifests.unwrap_or_default();
         self.planning.require_images(listed.len())?;
         let mut roots = Vec::new();
@@ -253,9 +276,11 @@ impl<'a, 'c> Reader<'a, 'c> {
             config_blob: None,
             layers: Vec::new(),
             missing: Vec::new(),
+            absent: Vec::new(),
         };
         if let Some(descriptor) = &manifest.config {
-            image.config_blob = self.find(descriptor, "the configuration", &mut image)?;
+            let content = self.entries.blob(&descriptor.digest)?.cloned();
+            image.config_blob = self.used(descriptor, content, "the configuration", &mut image)?;
         }
         let mut diff_ids = None;
         if let (Some(descriptor), Some(used)) = (&manifest.config, &image.config_blob)
@@ -279,7 +304,11 @@ impl<'a, 'c> Reader<'a, 'c> {
         }
         for (position, layer) in manifest.layers.iter().enumerate() {
             let part = layer_name(position, manifest.layers.len());
-            if let Some(mut used) = self.find(layer, &part, &mut image)? {
+            let content = self.layer(layer)?;
+            if content.is_none() && self.is_incremental && !layer.stays_with_its_publisher() {
+                image.absent.push(layer.digest.clone());
+            }
+            if let Some(mut used) = self.used(layer, content, &part, &mut image)? {
                 let diff_id = diff_ids.as_ref().and_then(|list| list.get(position));
                 used.diff_id = diff_id.filter(|_| is_tar_layer(&layer.media_type)).cloned();
                 used.may_be_packed = !layer.media_type.is_nondistributable();
@@ -289,14 +318,15 @@ impl<'a, 'c> Reader<'a, 'c> {
         Ok(image)
     }
 
-    /// Finds a blob of an image, or notes that it is missing. What only its publisher may serve may be absent.
-    fn find(
+    /// How an image uses a blob, or a note that it is missing. What only its publisher may serve may be absent.
+    fn used(
         &self,
         descriptor: &Descriptor,
+        content: Option<Arc<Content>>,
         part: &str,
         image: &mut OciImage,
     ) -> Result<Option<BlobUse>> {
-        let Some(content) = self.entries.blob(&descriptor.digest)? else {
+        let Some(content) = content else {
             if !descriptor.stays_with_its_publisher() {
                 image.missing.push(match &image.platform {
                     Some(platform) => format!(
@@ -308,14 +338,36 @@ impl<'a, 'c> Reader<'a, 'c> {
             }
             return Ok(None);
         };
-        require_size(content, descriptor.size, self.entries)?;
+        require_size(&content, descriptor.size, self.entries)?;
         Ok(Some(BlobUse {
-            content: Arc::clone(content),
+            content,
             part: part.to_owned(),
             digest: Some(descriptor.digest.clone()),
             diff_id: None,
             may_be_packed: false,
         }))
+    }
+
+    /// A layer of the archive, or one that it leaves out and the cache has.
+    fn layer(&mut self, descriptor: &Descriptor) -> Result<Option<Arc<Content>>> {
+        if let Some(content) = self.entries.blob(&descriptor.digest)? {
+            return Ok(Some(Arc::clone(content)));
+        }
+        if !self.is_incremental {
+            return Ok(None);
+        }
+        if let Some(known) = self.cached.get(&descriptor.digest) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        // Entries are counted from the other end.
+        let number = u64::MAX - self.cached.len() as u64;
+        let (archive, spool) = (self.entries.archive(), self.planning.spool);
+        let found = Content::cached(number, descriptor, archive, spool)?.map(Arc::new);
+        if let Some(content) = &found {
+            let digest = descriptor.digest.clone();
+            self.cached.insert(digest, Arc::clone(content));
+        }
+        Ok(found)
     }
 
     fn count(&mut self, descriptors: usize) -> Result<()> {

@@ -95,10 +95,10 @@ pub(super) fn plan(planning: Planning<'_>) -> Result<(Vec<Planned>, Vec<String>)
     let mut reader = Reader::new(planning, &mut configs);
     let (images, warnings) = match (docker, layout) {
         (None, None) => return Err(old_format(entries)),
-        (None, Some(layout)) => (of_layout(reader.roots(layout)?, entries)?, Vec::new()),
+        (None, Some(layout)) => (of_layout(reader.roots(layout, true)?, entries)?, Vec::new()),
         (Some(docker), layout) => {
             let roots = match layout {
-                Some(layout) => usable(reader.roots(layout)?),
+                Some(layout) => usable(reader.roots(layout, false)?),
                 None => (Vec::new(), Vec::new()),
             };
             of_docker(docker, roots, planning, &mut configs)?
@@ -177,6 +177,13 @@ const SHOWN: usize = 8;
 fn require_whole(root: &Root, position: usize, entries: &Entries) -> Result<()> {
     if root.tree.is_whole() {
         return Ok(());
+    }
+    let absent = root.tree.absent();
+    if root.tree.missing.is_empty() && !absent.is_empty() {
+        return Err(Error::ArchiveBaseMissing {
+            place: entries.archive().clone(),
+            missing: listed(&absent),
+        });
     }
     let missing = root.tree.missing();
     let first = missing.first().cloned().unwrap_or_default();

@@ -25,6 +25,7 @@ use super::{
     header::BLOCK,
     limits::Limits,
     outer::{Counted, Form, Source, judge, read_full},
+    parts::{Parts, PartsReader},
     walk::{Tape, read_full_at},
     windows::Room,
 };
@@ -42,6 +43,10 @@ enum Input {
         identity: FileIdentity,
     },
     Stream(Box<dyn Read + Send + Sync>),
+    Parts {
+        reader: PartsReader,
+        total: u64,
+    },
 }
 
 impl fmt::Debug for Input {
@@ -49,18 +54,25 @@ impl fmt::Debug for Input {
         match self {
             Self::File { identity, .. } => formatter.debug_tuple("File").field(identity).finish(),
             Self::Stream(_) => formatter.debug_tuple("Stream").finish_non_exhaustive(),
+            Self::Parts { total, .. } => formatter.debug_tuple("Parts").field(total).finish(),
         }
     }
 }
 
 impl Archive {
-    /// Opens a regular file.
+    /// Opens a regular file, or the parts that the first of them, `NAME.000`, or their checksums, `NAME.sha256`, stand for.
     ///
     /// # Errors
     /// When there is none, when it is something else, when it is empty, and when the system does not let us read it. Nothing
-    /// was read then: for a command these are errors of usage.
+    /// was read then: for a command these are errors of usage. Parts that do not belong together are a bad archive.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
+        if let Some(parts) = Parts::find(path)? {
+            let total = parts.total();
+            let reader = parts.reader();
+            let input = Input::Parts { reader, total };
+            return Ok(Self { name, input });
+        }
         // A pipe somebody named must not block us: it is refused below.
         let file = OpenOptions::new()
             .read(true)
@@ -119,11 +131,11 @@ impl Archive {
         &self.name
     }
 
-    /// What tells the file from others and from itself after a change; a stream has no such thing.
+    /// What tells the file from others and from itself after a change; a stream has no such thing, nor have parts.
     pub const fn identity(&self) -> Option<&FileIdentity> {
         match &self.input {
             Input::File { identity, .. } => Some(identity),
-            Input::Stream(_) => None,
+            Input::Stream(_) | Input::Parts { .. } => None,
         }
     }
 
@@ -134,7 +146,7 @@ impl Archive {
                 file: Arc::clone(file),
                 identity: identity.clone(),
             }),
-            Input::Stream(_) => None,
+            Input::Stream(_) | Input::Parts { .. } => None,
         }
     }
 
@@ -187,26 +199,55 @@ impl Archive {
                 .read(stream, limits, spool, output)
             }
             Input::Stream(stream) => {
-                let mut stream = Source(stream);
-                let mut head = vec![0; BLOCK];
-                let read =
-                    read_full(&mut stream, &mut head).map_err(|error| judge(error, &place))?;
-                head.truncate(read);
-                if head.is_empty() {
-                    return Err(place.invalid("nothing came"));
+                read_stream(stream, None, &self.name, &place, limits, spool, output)
+            }
+            Input::Parts { reader, total } => {
+                let stream = reader.clone();
+                let read = read_stream(
+                    stream,
+                    Some(total),
+                    &self.name,
+                    &place,
+                    limits,
+                    spool,
+                    output,
+                );
+                match read {
+                    Err(error @ Error::Cache(_)) => Err(error),
+                    // What a bad part made of the archive is of no interest.
+                    read => reader.finish(spool).and(read),
                 }
-                let form = form_of_archive(&head, &place)?;
-                let stream = io::Cursor::new(head).chain(stream);
-                Packed {
-                    form,
-                    length: None,
-                    name: &self.name,
-                    place: &place,
-                }
-                .read(stream, limits, spool, output)
             }
         }
     }
+}
+
+/// Reads what can be read only once.
+fn read_stream(
+    stream: impl Read + Send + Sync + 'static,
+    length: Option<u64>,
+    name: &str,
+    place: &Place,
+    limits: &Limits,
+    spool: &Spool,
+    output: &OutputManager,
+) -> Result<Entries> {
+    let mut stream = Source(stream);
+    let mut head = vec![0; BLOCK];
+    let read = read_full(&mut stream, &mut head).map_err(|error| judge(error, place))?;
+    head.truncate(read);
+    if head.is_empty() {
+        return Err(place.invalid("nothing came"));
+    }
+    let form = form_of_archive(&head, place)?;
+    let stream = io::Cursor::new(head).chain(stream);
+    Packed {
+        form,
+        length,
+        name,
+        place,
+    }
+    .read(stream, limits, spool, output)
 }
 
 /// A stream, compressed or not, whose contents are written into the import as they come.
@@ -283,7 +324,7 @@ impl Watch {
     }
 }
 
-fn kind_name(kind: FileType) -> &'static str {
+pub(super) fn kind_name(kind: FileType) -> &'static str {
     if kind.is_dir() {
         "a folder"
     } else if kind.is_fifo() {

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -28,6 +28,12 @@ pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
+}
+
+/// Puts a file there.
+pub(super) fn put(path: &Path, bytes: impl AsRef<[u8]>) {
+    let mut file = File::create(path).unwrap();
+    file.write_all(bytes.as_ref()).unwrap();
 }
 
 /// A zstd frame.
@@ -308,7 +314,7 @@ impl Bed {
     /// Writes a file beside the cache.
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
-        File::create(&path).unwrap().write_all(bytes).unwrap();
+        put(&path, bytes);
         path
     }
 

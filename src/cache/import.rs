@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use crate::image::{Algorithm, Digest, Hasher};
+use crate::image::{Algorithm, Descriptor, Digest, Hasher};
 
 use super::{
     Cache, PackedLayer, Shared,
@@ -26,6 +26,7 @@ use super::{
     },
     error::{Error, Result},
     lock::{LockName, StoreGuard},
+    trust::Found,
 };
 
 /// Hex digits of the name of an import.
@@ -204,6 +205,14 @@ impl Spool {
     /// that it is right.
     pub fn packed(&self, diff_id: &Digest, form: &str) -> Result<Option<PackedLayer>> {
         self.run.shared.packed(diff_id, form)
+    }
+
+    /// Opens a blob of the cache, if it is there and may be used.
+    pub fn open_blob(&self, descriptor: &Descriptor) -> Result<Option<File>> {
+        Ok(match self.run.shared.find_blob(descriptor)? {
+            Found::Whole(file) => Some(file),
+            Found::Damaged(_) | Found::Absent => None,
+        })
     }
 
     /// Fails when nobody waits for the import any more.

@@ -105,6 +105,14 @@ pub enum Usage {
         #[source]
         source: std::io::Error,
     },
+    /// A report of an earlier archive is none.
+    #[error("{path}, given with --since, is no report of an archive: {reason}")]
+    SavedReportInvalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A certificate without its key, or a key without its certificate.
     #[error(
         "{given} needs {missing} beside it: our own certificate is of no use without its key, nor the key without it"
@@ -317,6 +325,7 @@ impl Classified for Usage {
             | Self::LevelWithoutMethod
             | Self::LevelUnknown { .. }
             | Self::FileUnreadable { .. }
+            | Self::SavedReportInvalid { .. }
             | Self::FilesInvalid { .. }
             | Self::NoMirrors { .. }
             | Self::ReportTarget { .. }

@@ -29,7 +29,7 @@ use super::{
 Archives of docker save, podman save, skopeo, buildx and others, plain or compressed with gzip or zstd. Nothing is unpacked
 to disk but verified blobs; an archive that was extracted before and did not change is not read again.")]
 pub(super) struct Extract {
-    /// The archive; - reads standard input
+    /// The archive, or the first of its parts (NAME.000), or their checksums (NAME.sha256); - reads standard input
     #[arg(short, long, env = "IMAGE_PUSHER_FILE", value_name = "FILE")]
     file: String,
     /// One image of several: its name in the archive, or @0 for the first [default: all that have a name]

@@ -99,6 +99,14 @@ impl Cli {
             Command::Save(save) if save.writes_output_twice(self.global.is_json()) => {
                 return Some("--output json and --file - both write standard output");
             }
+            Command::Save(save) if save.leaves_out_of_docker() => {
+                return Some(
+                    "--since needs --format oci: the layout of docker cannot leave layers out",
+                );
+            }
+            Command::Save(save) if save.splits_output() => {
+                return Some("--split-size makes several files, --file - writes one stream");
+            }
             Command::Push(push) => push.reads_password(),
             Command::Pull(pull) => pull.reads_password(),
             _ => false,

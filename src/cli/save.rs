@@ -1,8 +1,10 @@
 //! `save`: from the cache into an archive.
 
 use std::{
-    fs::File,
+    collections::BTreeSet,
+    fs::{self, File},
     io::{self, IsTerminal},
+    num::NonZeroU64,
     os::fd::AsFd,
     path::PathBuf,
 };
@@ -10,10 +12,10 @@ use std::{
 use clap::{Args, ValueEnum, builder::FalseyValueParser};
 
 use crate::{
-    archive::{SaveFormat, SaveReport, SaveRequest, SaveTarget, save},
+    archive::{SaveFormat, SaveReport, SaveRequest, SaveTarget, carried, save},
     cache::Cache,
-    image::{self, ImageName, Platform},
-    output::ByteSize,
+    image::{self, Digest, ImageName, Platform},
+    output::{ByteSize, parse_quantity},
 };
 
 use super::{
@@ -31,6 +33,8 @@ const STDOUT: &str = STDIN;
 #[command(after_help = "Examples:
   docker-image-pusher save -s library/ubuntu:22.04 -f ubuntu.tar
   docker-image-pusher save -s team/app:1.0 -s team/tool:2.1 -f images.tar
+  docker-image-pusher save -s team/app:1.0 -f images.tar --split-size 4Gi
+  docker-image-pusher save -s team/app:1.1 -f next.tar --since report-of-1.0.json
   docker-image-pusher save -s team/app:1.0 --format docker --platform linux/amd64 -f - | docker load
 
 Whole images with all their platforms, byte for byte as they are in the cache, in an archive that extract, skopeo, podman and
@@ -60,7 +64,15 @@ pub(super) struct Save {
         value_name = "OS/ARCHITECTURE[/VARIANT]"
     )]
     platform: Option<Platform>,
-    /// Replace the file if it exists
+    /// Write parts of at most this size, FILE.000, FILE.001 and so on, and FILE.sha256 with their checksums: bytes, or a number
+    /// with Ki, Mi, Gi, k, M or G
+    #[arg(long, env = "IMAGE_PUSHER_SPLIT_SIZE", value_name = "SIZE", value_parser = size)]
+    split_size: Option<NonZeroU64>,
+    /// Leave out layers that an earlier archive carries: what its save printed with --output json, in a file. Only for a cache
+    /// that the earlier archive is extracted into first. May be given several times
+    #[arg(long, env = "IMAGE_PUSHER_SINCE", value_name = "REPORT")]
+    since: Vec<PathBuf>,
+    /// Replace the file, or the parts, if they exist
     #[arg(long, env = "IMAGE_PUSHER_FORCE", value_parser = FalseyValueParser::new())]
     force: bool,
     #[command(flatten)]
@@ -83,6 +95,11 @@ impl From<Format> for SaveFormat {
     }
 }
 
+/// The size of a part.
+fn size(text: &str) -> Result<NonZeroU64, &'static str> {
+    parse_quantity(text).ok_or("expected a size such as 4Gi or 650M")
+}
+
 /// A name as docker reads it: without tag it is the tag latest.
 fn image_name(text: &str) -> Result<ImageName, image::Error> {
     match text.parse() {
@@ -97,13 +114,25 @@ impl Save {
         results_are_json && self.file == STDOUT
     }
 
+    /// Whether layers are to be left out of an archive that cannot do without.
+    pub(super) fn leaves_out_of_docker(&self) -> bool {
+        !self.since.is_empty() && self.format == Format::Docker
+    }
+
+    /// Whether standard output is to hold several files.
+    pub(super) fn splits_output(&self) -> bool {
+        self.split_size.is_some() && self.file == STDOUT
+    }
+
     pub(super) async fn run(self, screen: &Screen) -> Result<()> {
+        let earlier = self.earlier()?;
         let target = self.target()?;
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         let request = SaveRequest {
             images: self.source,
             format: self.format.into(),
             platform: self.platform,
+            earlier,
         };
         let report = save(&cache, &request, target, screen.output()).await?;
         let text = summary(&report);
@@ -115,11 +144,34 @@ impl Save {
         screen.result(&text, &report)
     }
 
+    /// What the archives of the reports carry.
+    fn earlier(&self) -> Result<BTreeSet<Digest>, Usage> {
+        let mut earlier = BTreeSet::new();
+        for path in &self.since {
+            let text = fs::read(path).map_err(|source| Usage::FileUnreadable {
+                path: path.clone(),
+                option: "--since",
+                source,
+            })?;
+            let carried = carried(&text).map_err(|reason| Usage::SavedReportInvalid {
+                path: path.clone(),
+                reason,
+            })?;
+            earlier.extend(carried);
+        }
+        Ok(earlier)
+    }
+
     fn target(&self) -> Result<SaveTarget> {
         if self.file != STDOUT {
-            return Ok(SaveTarget::File {
-                path: PathBuf::from(&self.file),
-                replace: self.force,
+            let (path, replace) = (PathBuf::from(&self.file), self.force);
+            return Ok(match self.split_size {
+                Some(size) => SaveTarget::Parts {
+                    path,
+                    size,
+                    replace,
+                },
+                None => SaveTarget::File { path, replace },
             });
         }
         let stdout = io::stdout();
@@ -141,13 +193,28 @@ fn summary(report: &SaveReport) -> String {
         .iter()
         .map(|image| format!("saved {} {}", image.name, image.digest))
         .collect();
+    let parts = match (report.parts.first(), report.parts.last()) {
+        (Some(first), Some(last)) => {
+            let count = report.parts.len();
+            format!(", parts {count}: {} to {}", first.file, last.file)
+        }
+        _ => String::new(),
+    };
     lines.push(format!(
-        "{}: images {}, blobs {}, {}",
+        "{}: images {}, blobs {}, {}{parts}",
         report.file,
         report.images.len(),
         report.blobs.len(),
         ByteSize(report.bytes)
     ));
+    if !report.relies.is_empty() {
+        let bytes = report.relies.iter().map(|blob| blob.size).sum();
+        lines.push(format!(
+            "left out, since earlier archives carry them: layers {}, {}",
+            report.relies.len(),
+            ByteSize(bytes)
+        ));
+    }
     lines.join("\n")
 }
 

@@ -63,9 +63,14 @@ impl RefusedArchives {
         self.0.lock().get(reading).cloned()
     }
 
-    /// Notes why this reading is refused, if it is the file that is at fault.
+    /// Notes why this reading is refused, if it is the file that is at fault. What an archive relies on may come into the
+    /// cache later.
     pub(super) fn note(&self, reading: Reading, error: &Arc<archive::Error>) {
-        if error.class() != Class::Archive {
+        let lacks_others = matches!(
+            **error,
+            archive::Error::ArchiveBaseMissing { .. } | archive::Error::ArchiveBaseDamaged { .. }
+        );
+        if error.class() != Class::Archive || lacks_others {
             return;
         }
         let mut refused = self.0.lock();

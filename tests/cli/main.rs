@@ -20,6 +20,7 @@ mod cache_commands;
 mod certificates;
 mod commands;
 mod compression;
+mod exports;
 mod helpers;
 mod interrupt;
 mod kills;

@@ -24,14 +24,14 @@ use crate::support::{
 const PLATFORMS: [&str; 2] = ["linux/amd64", "linux/arm64/v8"];
 
 /// A sandbox whose cache holds `team/app:1` for two platforms and `team/tool:1` for one.
-struct World {
-    sandbox: Sandbox,
-    app: Image,
-    tool: Image,
+pub(crate) struct World {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) app: Image,
+    pub(crate) tool: Image,
 }
 
 impl World {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let registry = Registry::open()?;
         let sandbox = Sandbox::new()?;
         let app = Image::builder()
@@ -49,12 +49,12 @@ impl World {
     }
 
     /// A path in the sandbox.
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.sandbox.path().join(name)
     }
 
     /// Saves images and returns the report.
-    fn save(&self, names: &[&str], file: &str, options: &[&str]) -> Result<Value> {
+    pub(crate) fn save(&self, names: &[&str], file: &str, options: &[&str]) -> Result<Value> {
         let mut command = vec!["save", "-f", file, "--output", "json"];
         for name in names {
             command.extend(["-s", name]);
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// That there is no file whose name contains this.
-    fn assert_no_file(&self, name: &str) {
+    pub(crate) fn assert_no_file(&self, name: &str) {
         let left: Vec<_> = fs::read_dir(self.sandbox.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -76,7 +76,7 @@ impl World {
 }
 
 /// The digest of what an OCI layout names first.
-fn layout_digest(folder: &Path) -> Result<String> {
+pub(crate) fn layout_digest(folder: &Path) -> Result<String> {
     let bytes = fs::read(folder.join("index.json")).context("the copy has no index")?;
     let index: Value = serde_json::from_slice(&bytes).context("the index is no JSON")?;
     let digest = index["manifests"][0]["digest"].as_str();

@@ -91,6 +91,16 @@ pub enum SaveError {
         /// The file.
         path: PathBuf,
     },
+    /// The archive would be in more parts than there are numbers for.
+    #[error(
+        "the archive would be in {count} parts, of which there may be 1000: choose a --split-size of at least {least}"
+    )]
+    PartsTooMany {
+        /// So many.
+        count: u64,
+        /// The smallest size that will do.
+        least: u64,
+    },
     /// What stands there is no file, so no file can take its place.
     #[error(
         "{path} is no regular file: choose another path, or write to standard output with -f -"
@@ -161,6 +171,7 @@ impl Classified for SaveError {
             | Self::FormatUnsuitable { .. }
             | Self::SavedNameShared { .. }
             | Self::ArchiveExists { .. }
+            | Self::PartsTooMany { .. }
             | Self::ArchiveTarget { .. } => Class::Config,
             Self::ArchiveVolumeFull { .. }
             | Self::ArchiveUnwritable { .. }
@@ -184,6 +195,7 @@ impl Classified for SaveError {
             | Self::FormatUnsuitable { .. }
             | Self::SavedNameShared { .. }
             | Self::ArchiveExists { .. }
+            | Self::PartsTooMany { .. }
             | Self::ArchiveTarget { .. }
             | Self::ArchiveVolumeFull { .. }
             | Self::ArchiveUnwritable { .. }

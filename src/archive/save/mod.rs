@@ -1,21 +1,26 @@
 //! Writes images of the cache into one archive, for machines that no registry reaches.
 //!
 //! `pick` finds what belongs to the images, `oci` and `docker` say which files make an archive of it, `tar` writes them, `target`
-//! is where they go. Equal images give equal bytes: no times, no users, one order. Every blob is hashed while it is copied, and
+//! and `parts` are where they go. Equal images give equal bytes: no times, no users, one order. Every blob is hashed while it is copied, and
 //! an archive with a wrong one never gets its name.
 
 mod docker;
+mod earlier;
 mod error;
 mod near;
 mod oci;
+mod parts;
 mod pick;
 mod tar;
 mod target;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cache::Cache,
@@ -26,6 +31,7 @@ use crate::{
 use pick::Picked;
 use tar::TarWriter;
 
+pub use earlier::carried;
 pub use error::SaveError;
 pub use target::SaveTarget;
 
@@ -51,9 +57,13 @@ pub struct SaveRequest {
     pub format: SaveFormat,
     /// One platform of those images that have several.
     pub platform: Option<Platform>,
+    /// Blobs that earlier archives carry, as [`carried`] finds them. An OCI archive leaves out those of them that are layers,
+    /// one for docker leaves out nothing.
+    pub earlier: BTreeSet<Digest>,
 }
 
-/// What an archive holds; `version` 1 of its JSON form only ever gains fields.
+/// What an archive holds. Version 1 of its JSON form tells of an archive that is whole, version 2 of one that relies on earlier
+/// ones, which who knows only version 1 must not take for whole. Both only ever gain fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SaveReport {
@@ -69,6 +79,24 @@ pub struct SaveReport {
     pub images: Vec<SavedImage>,
     /// Every blob and manifest in the archive, once, by digest.
     pub blobs: Vec<SavedBlob>,
+    /// Blobs that its images need and earlier archives carry, by digest; none where it is whole.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub relies: BTreeSet<SavedBlob>,
+    /// The files that are the archive when they are joined, in order; none where it is one file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<SavedPart>,
+}
+
+/// A file that holds a part of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SavedPart {
+    /// Its path, as the user named the archive.
+    pub file: String,
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
 }
 
 /// An image in an archive.
@@ -84,7 +112,7 @@ pub struct SavedImage {
 }
 
 /// A blob or a manifest in an archive.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SavedBlob {
     /// Its digest.
@@ -147,24 +175,26 @@ pub async fn save(
 ) -> Result<SaveReport> {
     let _store = cache.read_shared().await?;
     let picked = pick::images(cache, request, output).await?;
-    let entries = match request.format {
-        SaveFormat::Oci => oci::entries(&picked)?,
-        SaveFormat::Docker => docker::entries(&picked)?,
+    let (entries, relies) = match request.format {
+        SaveFormat::Oci => oci::entries(&picked, &request.earlier)?,
+        SaveFormat::Docker => (docker::entries(&picked)?, BTreeSet::new()),
     };
     let file = target.name();
-    let bytes = write(cache, &entries, target, output).await?;
+    let (bytes, parts) = write(cache, &entries, target, output).await?;
     let blobs: BTreeMap<Digest, SavedBlob> = entries
         .iter()
         .filter_map(|entry| entry.content.reported())
         .map(|blob| (blob.digest.clone(), blob))
         .collect();
     Ok(SaveReport {
-        version: 1,
+        version: if relies.is_empty() { 1 } else { 2 },
         file,
         format: request.format,
         bytes,
         images: picked.iter().map(SavedImage::from).collect(),
         blobs: blobs.into_values().collect(),
+        relies,
+        parts,
     })
 }
 
@@ -178,20 +208,21 @@ impl From<&Picked> for SavedImage {
     }
 }
 
-/// Writes the entries in their order and returns the bytes of the archive.
+/// Writes the entries in their order and returns the bytes of the archive, and its parts.
 async fn write(
     cache: &Cache,
     entries: &[Entry],
     target: SaveTarget,
     output: &OutputManager,
-) -> Result<u64> {
+) -> Result<(u64, Vec<SavedPart>)> {
     let expected = entries.iter().map(|entry| entry.content.size()).sum();
+    let length = tar::length(entries);
     let progress = output.writing(&target.name(), expected);
     // A thread in the middle of a large blob sees by this that nobody waits for the archive any more.
     let waiting = Arc::new(());
     let watch = Arc::downgrade(&waiting);
     let mut archive = blocking(move || {
-        let sink = target.open(expected)?;
+        let sink = target.open(length)?;
         Ok(TarWriter::new(sink, progress, watch))
     })
     .await?;

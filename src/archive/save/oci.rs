@@ -1,13 +1,13 @@
 //! An archive in the OCI layout: `oci-layout` and `index.json` first, so that a reader of a stream knows what comes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::image::{Digest, ImageName, MediaType};
 
-use super::{Content, Entry, Result, pick::Picked};
+use super::{super::json::INCREMENTAL, Content, Entry, Result, SavedBlob, pick::Picked};
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -15,6 +15,8 @@ struct Index {
     schema_version: u8,
     media_type: MediaType,
     manifests: Vec<Listed>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<&'static str, &'static str>,
 }
 
 #[derive(Serialize)]
@@ -43,13 +45,14 @@ impl From<&Picked> for Listed {
     }
 }
 
-/// The files of the archive in their order.
-pub(super) fn entries(images: &[Picked]) -> Result<Vec<Entry>> {
-    let index = Index {
-        schema_version: 2,
-        media_type: MediaType::OCI_INDEX,
-        manifests: images.iter().map(Listed::from).collect(),
-    };
+/// The files of the archive in their order, and the blobs that it leaves out since `earlier` archives have them. Manifests and
+/// configurations stay: they are small, and tell what the archive is.
+pub(super) fn entries(
+    images: &[Picked],
+    earlier: &BTreeSet<Digest>,
+) -> Result<(Vec<Entry>, BTreeSet<SavedBlob>)> {
+    let configs: BTreeSet<&Digest> = images.iter().flat_map(|image| &image.configs).collect();
+    let mut relies = BTreeSet::new();
     let mut blobs: BTreeMap<Digest, Content> = BTreeMap::new();
     for image in images {
         for (digest, manifest) in &image.manifests {
@@ -57,11 +60,26 @@ pub(super) fn entries(images: &[Picked]) -> Result<Vec<Entry>> {
             blobs.insert(digest.clone(), content);
         }
         for blob in &image.blobs {
+            if earlier.contains(&blob.digest) && !configs.contains(&blob.digest) {
+                relies.insert(blob.clone());
+                continue;
+            }
             // A manifest that something also names as a blob is there already.
             let content = || Content::Blob(blob.clone());
             blobs.entry(blob.digest.clone()).or_insert_with(content);
         }
     }
+    relies.retain(|blob| !blobs.contains_key(&blob.digest));
+    let mut annotations = BTreeMap::new();
+    if !relies.is_empty() {
+        annotations.insert(INCREMENTAL, "true");
+    }
+    let index = Index {
+        schema_version: 2,
+        media_type: MediaType::OCI_INDEX,
+        manifests: images.iter().map(Listed::from).collect(),
+        annotations,
+    };
     let mut entries = vec![
         Entry {
             path: "oci-layout".to_owned(),
@@ -84,7 +102,7 @@ pub(super) fn entries(images: &[Picked]) -> Result<Vec<Entry>> {
             content,
         });
     }
-    Ok(entries)
+    Ok((entries, relies))
 }
 
 fn folder(path: String) -> Entry {

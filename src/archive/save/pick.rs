@@ -32,6 +32,8 @@ pub(super) struct Picked {
     /// The root and all below it, by the digests they are named by.
     pub(super) manifests: BTreeMap<Digest, RawManifest>,
     pub(super) blobs: BTreeSet<SavedBlob>,
+    /// Those of the blobs that are configurations.
+    pub(super) configs: BTreeSet<Digest>,
 }
 
 /// The images of a request by name, each once.
@@ -165,6 +167,7 @@ impl Search<'_> {
     async fn collect(&self, root: RawManifest) -> Result<Picked> {
         let mut manifests = BTreeMap::new();
         let mut blobs = BTreeSet::new();
+        let mut configs = BTreeSet::new();
         let mut absent = BTreeSet::new();
         let mut images = 0;
         let mut open = vec![(root.digest().clone(), root.clone())];
@@ -176,6 +179,7 @@ impl Search<'_> {
                 Manifest::Image(image) => {
                     images += 1;
                     self.add_blobs(&image, &mut blobs).await?;
+                    configs.extend(image.config.map(|config| config.digest));
                 }
                 Manifest::Index(index) => {
                     for child in index.manifests {
@@ -204,6 +208,7 @@ impl Search<'_> {
             root,
             manifests,
             blobs,
+            configs,
         })
     }
 

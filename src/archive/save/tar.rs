@@ -13,7 +13,9 @@ use tar::{EntryType, Header};
 
 use crate::{image::Hasher, output::Transfer};
 
-use super::{super::header::BLOCK, Result, SaveError, SavedBlob, target::Sink};
+use super::{
+    super::header::BLOCK, Content, Entry, Result, SaveError, SavedBlob, SavedPart, target::Sink,
+};
 
 /// Bytes that are read, hashed and written at once.
 const PIECE: usize = 256 * 1024;
@@ -23,6 +25,9 @@ const MAX_HEADER_SIZE: u64 = 0o777_7777_7777;
 
 /// Bytes of the field for a name.
 const NAME_LENGTH: usize = 100;
+
+/// Bytes of zeros at the end.
+const END_MARK: usize = 2 * BLOCK;
 
 const FILE_MODE: u32 = 0o444;
 const FOLDER_MODE: u32 = 0o755;
@@ -101,12 +106,12 @@ impl TarWriter {
         self.pad(*size)
     }
 
-    /// Writes the end mark, two blocks of zeros, and returns the bytes of the archive.
-    pub(super) fn finish(mut self) -> Result<u64> {
-        self.put(&[0; 2 * BLOCK])?;
-        self.sink.finish()?;
+    /// Writes the end mark, two blocks of zeros, and returns the bytes of the archive, and its parts.
+    pub(super) fn finish(mut self) -> Result<(u64, Vec<SavedPart>)> {
+        self.put(&[0; END_MARK])?;
+        let parts = self.sink.finish()?;
         self.progress.complete();
-        Ok(self.written)
+        Ok((self.written, parts))
     }
 
     fn pad(&mut self, size: u64) -> Result<()> {
@@ -118,6 +123,19 @@ impl TarWriter {
         self.written += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// Bytes of an archive with these entries.
+pub(super) fn length(entries: &[Entry]) -> u64 {
+    let entries = entries.iter().map(|Entry { path, content }| {
+        let size = content.size();
+        let kind = match content {
+            Content::Folder => EntryType::Directory,
+            Content::Document(_) | Content::Manifest(..) | Content::Blob(_) => EntryType::Regular,
+        };
+        (headers(path, kind, size).len() + padding(size)) as u64 + size
+    });
+    entries.sum::<u64>() + END_MARK as u64
 }
 
 /// Zeros that fill the last block.

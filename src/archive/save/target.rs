@@ -1,15 +1,16 @@
-//! Where an archive goes: into a file, which has its name only once it is whole, or into a stream.
+//! Where an archive goes: into a file, which has its name only once it is whole, into several, or into a stream.
 
 use std::{
     fmt,
     fs::{self, File},
     io::{self, Write},
+    num::NonZeroU64,
     path::{Path, PathBuf},
 };
 
 use rustix::fs::fstatvfs;
 
-use super::{Result, SaveError};
+use super::{super::part_names::folder_of, Result, SaveError, SavedPart, parts::PartsWriter};
 
 /// Where to write.
 pub enum SaveTarget {
@@ -18,6 +19,15 @@ pub enum SaveTarget {
         /// Its path.
         path: PathBuf,
         /// Whether a file that is there may be replaced.
+        replace: bool,
+    },
+    /// Files of at most this size, `NAME.000`, `NAME.001` and so on, and `NAME.sha256` with their checksums.
+    Parts {
+        /// The path that the names begin with.
+        path: PathBuf,
+        /// The most bytes of each.
+        size: NonZeroU64,
+        /// Whether files that are there may be replaced.
         replace: bool,
     },
     /// A stream, such as standard output.
@@ -34,34 +44,122 @@ impl SaveTarget {
     /// As messages call it.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::File { path, .. } => path.display().to_string(),
+            Self::File { path, .. } | Self::Parts { path, .. } => path.display().to_string(),
             Self::Stream(_) => "-".to_owned(),
         }
     }
 
-    /// Opens it for about `expected` bytes; blocks.
+    /// Opens it for this many bytes; blocks.
     pub(super) fn open(self, expected: u64) -> Result<Sink> {
         let name = self.name();
         let place = match self {
             Self::Stream(stream) => Place::Stream(stream),
-            Self::File { path, replace } => {
-                let target = place_of(&path, replace)?;
-                let failed = |source| failure(&name, expected, source);
-                let (file, temporary) = new_file_beside(&target).map_err(failed)?;
-                require_space(&file, expected).map_err(failed)?;
-                Place::File {
-                    file,
-                    temporary,
-                    target,
-                    replace,
-                }
-            }
+            Self::File { path, replace } => Place::File(NewFile::create(&path, replace, expected)?),
+            Self::Parts {
+                path,
+                size,
+                replace,
+            } => Place::Parts(Box::new(PartsWriter::open(path, size, replace, expected)?)),
         };
         Ok(Sink {
             name,
             expected,
             place,
         })
+    }
+}
+
+/// A file that is being written and gets its name at the end. Dropped before, it is gone.
+#[derive(Debug)]
+pub(super) struct NewFile {
+    file: File,
+    whole: WholeFile,
+}
+
+/// A file that is on the disk, all of it, but for its name.
+#[derive(Debug)]
+pub(super) struct WholeFile {
+    temporary: Temporary,
+    target: PathBuf,
+    replace: bool,
+}
+
+impl NewFile {
+    /// Begins a file that is to have `path` one day, with room for `expected` bytes.
+    pub(super) fn create(path: &Path, replace: bool, expected: u64) -> Result<Self> {
+        let target = place_of(path, replace)?;
+        let failed = |source| failure(path, expected, source);
+        let (file, temporary) = new_file_beside(&target).map_err(failed)?;
+        require_space(&file, expected).map_err(failed)?;
+        Ok(Self {
+            file,
+            whole: WholeFile {
+                temporary,
+                target,
+                replace,
+            },
+        })
+    }
+
+    /// Writes all of it.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)
+    }
+
+    /// Waits until the bytes are on the disk.
+    pub(super) fn finish(self) -> io::Result<WholeFile> {
+        self.file.sync_all()?;
+        Ok(self.whole)
+    }
+}
+
+impl WholeFile {
+    /// The file it is to be.
+    pub(super) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Fails if somebody has put a file there meanwhile.
+    pub(super) fn require_room(&self) -> Result<()> {
+        if !self.replace && self.target.symlink_metadata().is_ok() {
+            let path = self.target.clone();
+            return Err(SaveError::ArchiveExists { path });
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name, which [`Named::keep`] makes last.
+    pub(super) fn name(self) -> io::Result<Named> {
+        let Self {
+            temporary, target, ..
+        } = self;
+        fs::rename(&temporary.0, &target)?;
+        Ok(Named {
+            path: target,
+            is_kept: false,
+        })
+    }
+}
+
+/// A file with its name, which is removed again unless it is kept.
+#[derive(Debug)]
+pub(super) struct Named {
+    path: PathBuf,
+    is_kept: bool,
+}
+
+impl Named {
+    /// Lets the file stay.
+    pub(super) fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 
@@ -96,8 +194,9 @@ fn new_file_beside(target: &Path) -> io::Result<(File, Temporary)> {
     }
 }
 
-fn failure(name: &str, needed: u64, source: io::Error) -> SaveError {
-    let target = name.to_owned();
+/// What the system says, as an error about a file that is to have `needed` bytes.
+pub(super) fn failure(name: &Path, needed: u64, source: io::Error) -> SaveError {
+    let target = name.display().to_string();
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             SaveError::ArchiveVolumeFull { target, needed }
@@ -106,7 +205,8 @@ fn failure(name: &str, needed: u64, source: io::Error) -> SaveError {
     }
 }
 
-/// A file that is removed when it is dropped, unless it got its name by then.
+/// A file that is removed when it is dropped.
+#[derive(Debug)]
 struct Temporary(PathBuf);
 
 impl Drop for Temporary {
@@ -116,12 +216,8 @@ impl Drop for Temporary {
 }
 
 enum Place {
-    File {
-        file: File,
-        temporary: Temporary,
-        target: PathBuf,
-        replace: bool,
-    },
+    File(NewFile),
+    Parts(Box<PartsWriter>),
     Stream(Box<dyn Write + Send>),
 }
 
@@ -148,47 +244,39 @@ impl Sink {
     /// Writes all of it.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let written = match &mut self.place {
-            Place::File { file, .. } => file.write_all(bytes),
+            Place::File(file) => file.write(bytes),
+            Place::Parts(parts) => return parts.write(bytes),
             Place::Stream(stream) => stream.write_all(bytes),
         };
-        written.map_err(|source| failure(&self.name, self.expected, source))
+        written.map_err(|source| failure(Path::new(&self.name), self.expected, source))
     }
 
-    /// Gives the file its name once it is on the disk.
-    pub(super) fn finish(self) -> Result<()> {
+    /// Gives the file, or all of them, their names once they are on the disk. The answer is the parts, where there are some.
+    pub(super) fn finish(self) -> Result<Vec<SavedPart>> {
         let Self {
             name,
             expected,
             place,
         } = self;
-        let failed = |source| failure(&name, expected, source);
+        let failed = |source| failure(Path::new(&name), expected, source);
         match place {
-            Place::Stream(mut stream) => stream.flush().map_err(failed),
-            Place::File {
-                file,
-                temporary,
-                target,
-                replace,
-            } => {
-                file.sync_all().map_err(failed)?;
-                // Somebody may have put a file there meanwhile.
-                if !replace && target.symlink_metadata().is_ok() {
-                    return Err(SaveError::ArchiveExists { path: target });
-                }
-                fs::rename(&temporary.0, &target).map_err(failed)?;
-                sync_folder_of(&target).map_err(failed)
+            Place::Parts(parts) => return parts.finish(),
+            Place::Stream(mut stream) => stream.flush().map_err(failed)?,
+            Place::File(file) => {
+                let whole = file.finish().map_err(failed)?;
+                whole.require_room()?;
+                let target = whole.target().to_owned();
+                whole.name().map_err(failed)?.keep();
+                sync_folder_of(&target).map_err(failed)?;
             }
         }
+        Ok(Vec::new())
     }
 }
 
-/// Waits until the new name is on the disk.
-fn sync_folder_of(file: &Path) -> io::Result<()> {
-    let folder = file
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or_else(|| Path::new("."));
-    File::open(folder)?.sync_all()
+/// Waits until new names beside this one are on the disk.
+pub(super) fn sync_folder_of(file: &Path) -> io::Result<()> {
+    File::open(folder_of(file))?.sync_all()
 }
 
 #[cfg(test)]

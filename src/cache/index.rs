@@ -324,35 +324,30 @@ fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Resul
         return Ok(());
     }
     state.merged = 0;
-    let content = match read_small(&path, MAX_INDEX_SIZE) {
-        Err(error) if error.is_of_the_medium() => Err(error),
-        read => Ok(read?),
-    };
-    let (former, trouble) = match content {
-        Err(error) => {
+    let (former, trouble) = match read_small(&path, MAX_INDEX_SIZE) {
+        Err(error) if error.is_of_the_medium() => {
             let trouble = handlers::message(&error);
-            (Entries::new(), format!("cannot be read ({trouble})"))
+            (Entries::new(), format!("cannot be used ({trouble})"))
         }
-        Ok(content) => match content {
-            None => (Entries::new(), "is missing".to_owned()),
-            Some(Err(size)) => (Entries::new(), format!("has {size} bytes")),
-            Some(Ok(bytes)) => match serde_json::from_slice::<Entries>(&bytes) {
-                Err(error) => (Entries::new(), format!("cannot be read ({error})")),
-                Ok(entries) => {
-                    let all = entries.len();
-                    let sound: Entries = entries
-                        .into_iter()
-                        .filter(|(key, entry)| entry.is_sound(key))
-                        .collect();
-                    if sound.len() == all {
-                        state.entries = sound;
-                        state.file = file;
-                        state.unsaved = false;
-                        return Ok(());
-                    }
-                    (sound, "holds entries that contradict themselves".to_owned())
+        Err(error) => return Err(error),
+        Ok(None) => (Entries::new(), "is missing".to_owned()),
+        Ok(Some(Err(size))) => (Entries::new(), format!("has {size} bytes")),
+        Ok(Some(Ok(bytes))) => match serde_json::from_slice::<Entries>(&bytes) {
+            Err(error) => (Entries::new(), format!("cannot be read ({error})")),
+            Ok(entries) => {
+                let all = entries.len();
+                let sound: Entries = entries
+                    .into_iter()
+                    .filter(|(key, entry)| entry.is_sound(key))
+                    .collect();
+                if sound.len() == all {
+                    state.entries = sound;
+                    state.file = file;
+                    state.unsaved = false;
+                    return Ok(());
                 }
-            },
+                (sound, "holds entries that contradict themselves".to_owned())
+            }
         },
     };
     state.entries = rebuild(layout, former)?;

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileExt, symlink},
+    os::unix::fs::{FileExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -25,6 +25,9 @@ use crate::support::{
 };
 
 const MIB: u64 = 1024 * 1024;
+
+/// What somebody does to a file.
+type Damage<'a> = &'a dyn Fn(&Path) -> std::io::Result<()>;
 
 /// A registry with two images, the first of which is in the cache.
 struct World {
@@ -331,7 +334,7 @@ fn a_blob_that_was_cut_changed_or_replaced_is_found_and_comes_again() -> Result<
     let world = World::new()?;
     let path = world.blob(&world.old);
     let outside = world.sandbox.file("outside", "not to be read or changed")?;
-    let damages: [(&str, &dyn Fn(&Path) -> std::io::Result<()>); 4] = [
+    let damages: [(&str, Damage<'_>); 4] = [
         ("cut", &|path| fs::File::create(path)?.set_len(1000)),
         ("flipped", &|path| {
             let file = fs::OpenOptions::new().write(true).open(path)?;
@@ -347,7 +350,7 @@ fn a_blob_that_was_cut_changed_or_replaced_is_found_and_comes_again() -> Result<
         }),
     ];
     for (what, damage) in damages {
-        let writable = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let writable = fs::Permissions::from_mode(0o644);
         fs::set_permissions(&path, writable).context(what)?;
         damage(&path).context(what)?;
         let fresh = Registry::open()?;

@@ -65,7 +65,7 @@ impl Fault {
     /// Only the call of this number, counted from 1 in each thread by itself.
     #[must_use]
     pub fn at(mut self, number: u32) -> Self {
-        self.injection += &format!(":when={number}");
+        self.injection = format!("{}:when={number}", self.injection);
         self
     }
 

@@ -8,6 +8,7 @@
 mod support;
 
 mod control_planes;
+mod faults;
 mod gateways;
 mod guard;
 mod images;

@@ -8,7 +8,6 @@
 mod support;
 
 mod control_planes;
-mod faults;
 mod gateways;
 mod guard;
 mod images;

@@ -8,7 +8,7 @@ set -euo pipefail
 
 # program:package, or a library that cc links statically, which a compiler may come without
 needed=(docker-registry:docker-registry skopeo:skopeo podman:podman htpasswd:apache2-utils nginx:nginx-light
-  tinyproxy:tinyproxy-bin cc:gcc libc.a:libc6-dev /etc/ssl/certs/ca-certificates.crt:ca-certificates)
+  tinyproxy:tinyproxy-bin strace:strace cc:gcc libc.a:libc6-dev /etc/ssl/certs/ca-certificates.crt:ca-certificates)
 # ip, unshare and mount are on every Debian machine, but not in every image of one. busybox is what examples/ run.
 readonly needed_by_a_node=(containerd:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins
   iptables:iptables ip:iproute2 unshare:util-linux mount:mount busybox:busybox-static)

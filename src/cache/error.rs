@@ -135,6 +135,12 @@ fn more(needed: u64) -> String {
 }
 
 impl Error {
+    /// Whether the disk has lost what should be read: asking again gives nothing else.
+    pub(super) fn is_of_the_medium(&self) -> bool {
+        let lost = Some(rustix::io::Errno::IO.raw_os_error());
+        matches!(self, Self::StorageFailed { source, .. } if source.raw_os_error() == lost)
+    }
+
     /// An error met while reading.
     pub(super) fn reading(operation: &'static str, path: &Path, source: io::Error) -> Self {
         Self::StorageFailed {

@@ -17,6 +17,7 @@ use std::{
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
+    error::handlers,
     image::{Manifest, Reference, Repository},
     output::OutputManager,
 };
@@ -346,10 +347,15 @@ fn refresh(layout: &Layout, output: &OutputManager, state: &mut Loaded) -> Resul
         return Ok(());
     }
     state.merged = 0;
-    let (former, trouble) = match read_small(&path, MAX_INDEX_SIZE)? {
-        None => (Entries::new(), "is missing".to_owned()),
-        Some(Err(size)) => (Entries::new(), format!("has {size} bytes")),
-        Some(Ok(bytes)) => match serde_json::from_slice::<Entries>(&bytes) {
+    let (former, trouble) = match read_small(&path, MAX_INDEX_SIZE) {
+        Err(error) if error.is_of_the_medium() => {
+            let trouble = handlers::message(&error);
+            (Entries::new(), format!("cannot be used ({trouble})"))
+        }
+        Err(error) => return Err(error),
+        Ok(None) => (Entries::new(), "is missing".to_owned()),
+        Ok(Some(Err(size))) => (Entries::new(), format!("has {size} bytes")),
+        Ok(Some(Ok(bytes))) => match serde_json::from_slice::<Entries>(&bytes) {
             Err(error) => (Entries::new(), format!("cannot be read ({error})")),
             Ok(entries) => {
                 let all = entries.len();

@@ -2,18 +2,11 @@
 //!
 //! `KILLS=1000` kills that often, `SEED=n` does again what failed once (as far as the machine's timing allows).
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
-use serde_json::Value;
-
+use crate::checker::{check, files_below};
 use crate::commands::{pull, push};
-use crate::support::{
-    Context, Failure, Result, binary::Sandbox, images::Image, registry::Registry, skopeo,
-};
+use crate::support::{Context, Result, binary::Sandbox, images::Image, registry::Registry, skopeo};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -100,93 +93,4 @@ fn whatever_is_killed_leaves_nothing_wrong_and_the_next_run_completes() -> Resul
     let left = files_below(&cache.join("blobs"))?;
     assert!(left.is_empty(), "clean leaves {left:?}");
     Ok(())
-}
-
-/// Every file below a folder that is there.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    if !folder.exists() {
-        return Ok(files);
-    }
-    let listed = fs::read_dir(folder).context(format!("could not list {}", folder.display()))?;
-    for entry in listed {
-        let path = entry.context("could not list")?.path();
-        if path.is_dir() {
-            files.extend(files_below(&path)?);
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(files)
-}
-
-/// Looks at a cache as a stranger who knows only its published layout: every blob is what its name says, every manifest is
-/// whole, and whatever it names is there.
-fn check(cache: &Path) -> Result<()> {
-    for algorithm in ["sha256", "sha512"] {
-        for blob in files_below(&cache.join("blobs").join(algorithm))? {
-            let bytes = read(&blob)?;
-            let name = blob.file_name().unwrap_or_default().to_string_lossy();
-            if skopeo::sha256(&bytes) != format!("sha256:{name}") {
-                return wrong(&blob, "its bytes are others");
-            }
-        }
-    }
-    for manifest in files_below(&cache.join("manifests"))? {
-        let name = manifest.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(".tmp-") {
-            continue;
-        }
-        let bytes = read(&manifest)?;
-        if name.starts_with("sha256:") && skopeo::sha256(&bytes) != name {
-            return wrong(&manifest, "its bytes are others");
-        }
-        check_manifest(cache, &manifest, &bytes)?;
-    }
-    let index = cache.join("index.json");
-    if index.exists() && serde_json::from_slice::<Value>(&read(&index)?).is_err() {
-        return wrong(&index, "it is torn");
-    }
-    Ok(())
-}
-
-fn check_manifest(cache: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
-    let Ok(manifest) = serde_json::from_slice::<Value>(bytes) else {
-        return wrong(path, "it is torn");
-    };
-    let list = |field: &str| manifest[field].as_array().cloned().unwrap_or_default();
-    for child in list("manifests") {
-        let digest = child["digest"].as_str().unwrap_or_default();
-        if !path.with_file_name(digest).is_file() {
-            return wrong(path, &format!("it names {digest}, which is not there"));
-        }
-    }
-    let blobs = manifest
-        .get("config")
-        .cloned()
-        .into_iter()
-        .chain(list("layers"));
-    for blob in blobs {
-        let hex = blob["digest"]
-            .as_str()
-            .unwrap_or_default()
-            .replace("sha256:", "");
-        let file = cache.join("blobs/sha256").join(&hex);
-        let size = fs::metadata(file).ok().map(|metadata| metadata.len());
-        if size != blob["size"].as_u64() {
-            return wrong(
-                path,
-                &format!("it names {hex}, of which {size:?} bytes are there"),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).context(format!("could not read {}", path.display()))
-}
-
-fn wrong(path: &Path, what: &str) -> Result<()> {
-    Err(Failure::new(format!("{}: {what}", path.display())))
 }

@@ -132,12 +132,25 @@ impl Sandbox {
         })
     }
 
+    /// Starts the program through another one, which gets the program and its arguments after its own.
+    pub fn start_under(&self, wrapper: &[&str], arguments: &[&str]) -> Result<Running> {
+        let [first, rest @ ..] = wrapper else {
+            return self.start(arguments);
+        };
+        let mut command = Command::new(first);
+        command.args(rest).arg(program());
+        self.launch(command, arguments, Stdio::null())
+    }
+
     fn start_with(&self, arguments: &[&str], stdin: Stdio) -> Result<Running> {
+        self.launch(Command::new(program()), arguments, stdin)
+    }
+
+    fn launch(&self, mut command: Command, arguments: &[&str], stdin: Stdio) -> Result<Running> {
         let captured = temporary_folder("output")?;
         let capture = |name| {
             File::create(captured.path().join(name)).context("could not make a file for output")
         };
-        let mut command = Command::new(program());
         command
             .args(arguments)
             .stdin(stdin)

@@ -33,6 +33,7 @@ pub mod registry;
 pub mod reverse_proxy;
 pub mod shaped_body;
 pub mod skopeo;
+pub mod strace;
 pub mod token_server;
 pub mod web;
 

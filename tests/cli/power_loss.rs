@@ -156,6 +156,12 @@ impl AtRisk {
                 }
             }
         }
+        // What still has its temporary name is nobody's, whatever is in it.
+        let is_temporary = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with(".tmp-")
+        };
+        risk.files.retain(|path| !is_temporary(path));
         risk
     }
 

@@ -76,15 +76,15 @@ fn a_layer_comes_through_connections_that_all_die_early() -> Result<()> {
 }
 
 #[test]
-fn what_two_processes_pull_at_once_is_fetched_once() -> Result<()> {
+fn a_gibibyte_that_two_processes_pull_at_once_is_fetched_once() -> Result<()> {
     let registry = Registry::open()?;
     let image = Image::builder()
-        .layer_sizes(&[30 * MIB, 20 * MIB, MIB])
+        .layer_sizes(&[700 * MIB, 323 * MIB, MIB])
         .gzip_level(0)
         .build()?;
     image.push(registry.access(), "big/app:1")?;
     // Slow enough that both are at it at once.
-    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(20_000_000));
+    let slow = Rule::on(&Method::GET, "/blobs/", Action::SlowAnswer(50_000_000));
     let gateway = Gateway::before(&registry).rule(slow).start()?;
     let address = gateway.address();
     let sandbox = Sandbox::new()?;
@@ -94,6 +94,8 @@ fn what_two_processes_pull_at_once_is_fetched_once() -> Result<()> {
         pulled.wait()?.expect_code(0)?;
     }
     let fetched = gateway.answer_bytes(|exchange| exchange.path.contains("/blobs/"));
-    assert_eq!(fetched, image.size());
+    // Where one connection takes over the end of another one's range, what was on its way comes twice.
+    let twice = fetched - image.size();
+    assert!(twice <= image.size() / 1000, "{twice} bytes came twice");
     Ok(())
 }

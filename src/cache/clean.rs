@@ -116,7 +116,7 @@ impl Cache {
                 doomed: chosen.doomed,
                 grace: Grace::nothing(everything),
             };
-            let sweep = Sweep::plan(&layout, found, entries, pinned, &removal)?;
+            let sweep = Sweep::plan(&layout, &found, &entries, &pinned, &removal)?;
             let mut report = sweep.report();
             report.kept.splice(..0, chosen.kept);
             report.in_use = chosen.in_use;

@@ -17,11 +17,14 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
-use crate::output::ByteSize;
+use crate::{
+    image::{Algorithm, Digest},
+    output::ByteSize,
+};
 
 use super::{
     error::{Error, Result},
-    layout::TEMPORARY_PREFIX,
+    layout::{Layout, TEMPORARY_PREFIX},
 };
 
 /// Runs file operations where they may block.
@@ -237,6 +240,20 @@ pub(super) fn files_in(folder: &Path, fits: impl Fn(&str) -> bool) -> Result<Vec
         let is_folder = entry.file_type().map_err(failed)?.is_dir();
         if !is_folder && entry.file_name().to_str().is_some_and(&fits) {
             found.extend(sized(&entry.path())?);
+        }
+    }
+    Ok(found)
+}
+
+/// The blobs of a cache, by their digests; what has another name is left alone.
+pub(super) fn blobs_in(layout: &Layout) -> Result<Vec<(Digest, SizedFile)>> {
+    let mut found = Vec::new();
+    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        for file in files_in(&layout.blobs(algorithm), |_| true)? {
+            let name = file.0.file_name().unwrap_or_default().to_string_lossy();
+            if let Ok(digest) = format!("{}:{name}", algorithm.name()).parse() {
+                found.push((digest, file));
+            }
         }
     }
     Ok(found)

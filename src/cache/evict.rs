@@ -91,7 +91,7 @@ impl Cache {
         let Some(tenants) = self.shared.tenants.upgrade() else {
             return Ok(Vec::new());
         };
-        let mut others = blocking(move || tenants.all()).await?;
+        let mut others = tenants.all().await?;
         others.retain(|other| other.cache_dir != self.cache_dir);
         Ok(others)
     }
@@ -136,7 +136,7 @@ impl Cache {
     }
 }
 
-/// As few images as will do for so many bytes, by powers of two: each attempt looks at the whole cache. Where there are not as
+/// As few images as will do for so many bytes, by powers of two: each attempt walks through the whole cache. Where there are not as
 /// many as are wanted, the least of them will do.
 fn plan(
     layout: &Layout,
@@ -145,26 +145,22 @@ fn plan(
     bytes: RangeInclusive<u64>,
     spared: &HashSet<Digest>,
 ) -> Result<Sweep> {
-    let attempt = |count: Option<usize>, grace| {
-        let found = scan(layout)?;
-        let mut pinned = Pinned::read(layout)?;
-        pinned.digests.extend(spared.iter().cloned());
-        let evictable = evictable(&found, entries, of_a_tenant, &pinned);
+    // Nothing of this changes while the lock is held.
+    let found = scan(layout)?;
+    let mut pinned = Pinned::read(layout)?;
+    pinned.digests.extend(spared.iter().cloned());
+    let evictable = evictable(&found, entries, of_a_tenant, &pinned);
+    let attempt = |count: usize, grace| {
         let removal = Removal {
-            doomed: evictable
-                .iter()
-                .copied()
-                .take(count.unwrap_or(usize::MAX))
-                .collect(),
+            doomed: evictable.iter().copied().take(count).collect(),
             grace,
         };
-        let sweep = Sweep::plan(layout, found, entries.clone(), pinned, &removal)?;
-        Ok::<_, Error>((sweep, evictable.len()))
+        Sweep::plan(layout, &found, entries, &pinned, &removal)
     };
     let mut count = 0;
     loop {
-        let (sweep, evictable) = attempt(Some(count), GRACE)?;
-        let has_all = count >= evictable;
+        let sweep = attempt(count, GRACE)?;
+        let has_all = count >= evictable.len();
         if sweep.bytes() >= *bytes.end() || (has_all && sweep.bytes() >= *bytes.start()) {
             return Ok(sweep);
         }
@@ -174,7 +170,7 @@ fn plan(
         count = (count * 2).max(1);
     }
     // What a killed run left is worth less than what is asked for now.
-    Ok(attempt(None, Grace::nothing(false))?.0)
+    attempt(evictable.len(), Grace::nothing(false))
 }
 
 /// Positions of the images that may go, the longest unused first.

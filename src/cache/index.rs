@@ -173,6 +173,21 @@ impl Index {
         self.write(layout, locks, output).await
     }
 
+    /// The keys of the entries that fit.
+    pub(super) async fn keys(
+        &self,
+        layout: &Layout,
+        output: &OutputManager,
+        fits: impl Fn(&String, &CacheEntry) -> bool,
+    ) -> Result<Vec<String>> {
+        let loaded = self.refreshed(layout, output).await?;
+        let fitting = loaded
+            .entries
+            .iter()
+            .filter(|(key, entry)| fits(key, entry));
+        Ok(fitting.map(|(key, _)| key.clone()).collect())
+    }
+
     /// All entries.
     pub(super) async fn entries(&self, layout: &Layout, output: &OutputManager) -> Result<Entries> {
         Ok(self.refreshed(layout, output).await?.entries.clone())

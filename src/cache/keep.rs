@@ -4,12 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use crate::image::{ImageName, Reference, Repository};
 
-use super::{
-    Cache,
-    entry::CacheEntry,
-    index::{Change, Entries},
-    layout::index_key,
-};
+use super::{Cache, entry::CacheEntry, index::Change, layout::index_key};
 
 /// Why an image is brought into the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,25 +64,30 @@ impl Cache {
 
     /// Whether the image is known to be here for the reason that this handle has.
     pub async fn keeps(&self, repository: &Repository, reference: &Reference) -> bool {
+        // Whatever the entry says.
+        if self.keep == Keep::Passing {
+            return true;
+        }
         let entry = self.entry(repository, reference).await;
         entry.is_some_and(|entry| self.keep.is_noted(&entry))
     }
 
     /// Ends the wish of an owner for all images but these.
     pub async fn keep_only(&self, owner: &str, names: &[ImageName]) {
-        let entries: Entries = match self.index.entries(&self.shared.layout, &self.output).await {
-            Ok(entries) => entries,
-            Err(error) => return self.warn_of_the_index(&error),
-        };
         let wanted: HashSet<String> = names
             .iter()
             .map(|name| index_key(&name.repository, &name.reference))
             .collect();
-        let released = entries.into_iter().filter(|(key, entry)| {
+        let is_released = |key: &String, entry: &CacheEntry| {
             !wanted.contains(key) && entry.kept_by.iter().any(|known| known == owner)
-        });
+        };
+        let (layout, output) = (&self.shared.layout, &self.output);
+        let released = match self.index.keys(layout, output, is_released).await {
+            Ok(released) => released.into_iter(),
+            Err(error) => return self.warn_of_the_index(&error),
+        };
         let changes: Vec<_> = released
-            .map(|(key, _)| Change::Release {
+            .map(|key| Change::Release {
                 key,
                 owner: owner.to_owned(),
             })

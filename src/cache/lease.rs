@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeSet, HashSet},
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -232,15 +232,6 @@ impl Pinned {
             Some(("digest", digest)) => self.digests.extend(digest.parse()),
             // From a version that pins what this one does not know.
             _ => {}
-        }
-    }
-
-    /// Removes the files of the dead.
-    pub(super) fn bury(&self) {
-        for path in &self.dead {
-            if let Err(error) = fs::remove_file(path) {
-                tracing::debug!(path = %path.display(), %error, "the lease of a dead run stays");
-            }
         }
     }
 }

@@ -196,7 +196,7 @@ impl Shared {
         let Some(tenants) = self.tenants.upgrade() else {
             return used(&self.layout);
         };
-        let caches = tenants.all()?;
+        let caches = tenants.list()?;
         caches
             .iter()
             .try_fold(0, |sum, cache| Ok(sum + used(&cache.shared.layout)?))

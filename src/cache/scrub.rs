@@ -1,18 +1,17 @@
 //! Looking after a cache that is in use for long: blobs are read again now and then, and what nobody needs is removed.
 //!
-//! When a blob was last read is the time of its file: that of a new one is when it came. One that was gone on with after a
-//! restart has none, for its beginning was not read again.
+//! When a blob was last read is the time of its file: that of a new one is when it came.
 
 use std::{
     collections::HashSet,
     time::{Duration, SystemTime},
 };
 
-use crate::image::{Algorithm, Digest};
+use crate::image::Digest;
 
 use super::{
     BlobVerdict, Cache, Error,
-    disk::{blocking, files_in, is_older, open_regular},
+    disk::{blobs_in, blocking, is_older, open_regular},
     error::Result,
     evict,
 };
@@ -23,15 +22,11 @@ impl Cache {
         let layout = self.shared.layout.clone();
         blocking(move || {
             let mut unread = Vec::new();
-            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-                for (path, _) in files_in(&layout.blobs(algorithm), |_| true)? {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    let digest = format!("{}:{name}", algorithm.name()).parse::<Digest>();
-                    if let (Ok(digest), Some((_, metadata))) = (digest, open_regular(&path)?)
-                        && is_older(&metadata, limit)
-                    {
-                        unread.push((metadata.modified().ok(), digest));
-                    }
+            for (digest, (path, _)) in blobs_in(&layout)? {
+                if let Some((_, metadata)) = open_regular(&path)?
+                    && is_older(&metadata, limit)
+                {
+                    unread.push((metadata.modified().ok(), digest));
                 }
             }
             unread.sort();

@@ -13,12 +13,14 @@ use std::{
     time::Duration,
 };
 
-use crate::image::{Algorithm, Digest};
+use crate::image::Digest;
 
 use super::{
     Cache, Shared,
     clean::CleanReport,
-    disk::{SizedFile, blocking, files_in, is_older, open_regular, remove_leftover, sized},
+    disk::{
+        SizedFile, blobs_in, blocking, files_in, is_older, open_regular, remove_leftover, sized,
+    },
     error::{Error, Result},
     index::{Change, Entries},
     layout::{Layout, STATE_SUFFIX, TEMPORARY_PREFIX, index_key},
@@ -76,37 +78,34 @@ pub(super) struct Sweep {
     quarantined: Vec<SizedFile>,
     /// Keys of the index that name nothing then.
     keys: Vec<String>,
-    pinned: Pinned,
+    /// Leases of runs that are not alive.
+    dead: Vec<PathBuf>,
 }
 
 impl Sweep {
     /// Decides what goes. Blocks, and changes nothing.
     pub(super) fn plan(
         layout: &Layout,
-        found: Scan,
-        entries: Entries,
-        pinned: Pinned,
+        found: &Scan,
+        entries: &Entries,
+        pinned: &Pinned,
         removal: &Removal,
     ) -> Result<Self> {
         let Removal { doomed, grace } = removal;
-        let Scan {
-            references,
-            leftovers,
-            ..
-        } = found;
+        let references = &found.references;
         let is_root = |position: usize, reference: &StoredReference| {
-            !doomed.contains(&position) && is_asked_for(&reference.name, &entries)
+            !doomed.contains(&position) && is_asked_for(&reference.name, entries)
                 || pinned.has(reference)
         };
         let roots = references.iter().enumerate();
         let roots = roots.filter(|(position, reference)| is_root(*position, reference));
         let roots = roots.map(|(position, _)| position).collect();
-        let marks = Marks::walk(&references, roots, doomed)?;
-        // What the images need that go now: it is nobody's from now on, whatever its age. One that cannot be read tells nothing.
-        let going = doomed.iter().copied().collect();
-        let of_the_doomed = Marks::walk(&references, going, &BTreeSet::new())
-            .map(|marks| marks.blobs)
-            .unwrap_or_default();
+        let marks = Marks::walk(references, roots, doomed)?;
+        let of_the_doomed = if grace.blobs.is_zero() {
+            HashSet::new()
+        } else {
+            blobs_of(references, doomed)
+        };
         let mut sweep = Self {
             images: Vec::new(),
             kept: Vec::new(),
@@ -116,7 +115,7 @@ impl Sweep {
             leftovers: Vec::new(),
             quarantined: quarantine::to_be_removed(layout, grace.everything)?,
             keys: Vec::new(),
-            pinned: Pinned::default(),
+            dead: pinned.dead.clone(),
         };
         let mut stays = HashSet::new();
         for (position, reference) in references.iter().enumerate() {
@@ -135,16 +134,18 @@ impl Sweep {
             }
             sweep.manifests.extend(sized(&reference.path)?);
         }
-        let keys = entries.into_keys();
-        sweep.keys = keys.filter(|key| !stays.contains(key)).collect();
+        let keys = entries.keys().filter(|key| !stays.contains(*key));
+        sweep.keys = keys.cloned().collect();
         let is_needed =
             |digest: &Digest| marks.blobs.contains(digest) || pinned.digests.contains(digest);
-        sweep.blobs = unreached_blobs(layout, &|digest, path| {
+        let goes = |digest: &Digest, path: &Path| {
             !is_needed(digest) && (of_the_doomed.contains(digest) || is_at_least(path, grace.blobs))
-        })?;
+        };
+        let blobs = blobs_in(layout)?.into_iter();
+        let blobs = blobs.filter(|(digest, (path, _))| goes(digest, path));
+        sweep.blobs = blobs.map(|(_, file)| file).collect();
         sweep.add_partials(layout, &is_needed, grace.partials)?;
-        sweep.add_leftovers(layout, leftovers, pinned.anybody, grace.everything)?;
-        sweep.pinned = pinned;
+        sweep.add_leftovers(layout, &found.leftovers, pinned.anybody, grace.everything)?;
         Ok(sweep)
     }
 
@@ -176,13 +177,13 @@ impl Sweep {
     fn add_leftovers(
         &mut self,
         layout: &Layout,
-        found: Vec<PathBuf>,
+        found: &[PathBuf],
         anybody: bool,
         everything: bool,
     ) -> Result<()> {
         let mut temporaries = Vec::new();
         for path in found {
-            temporaries.extend(sized(&path)?);
+            temporaries.extend(sized(path)?);
         }
         let is_temporary = |name: &str| name.starts_with(TEMPORARY_PREFIX);
         temporaries.extend(files_in(layout.root(), is_temporary)?);
@@ -261,7 +262,9 @@ impl Sweep {
                 })
                 .map_err(|error| Error::writing("remove", path, 0, error))?;
         }
-        self.pinned.bury();
+        for path in &self.dead {
+            remove_leftover(path);
+        }
         remove_empty_folders(layout);
         Ok(())
     }
@@ -307,21 +310,11 @@ fn empty(trash: &Path) {
     fs::remove_dir(trash).ok();
 }
 
-/// Blobs that may go.
-fn unreached_blobs(
-    layout: &Layout,
-    goes: &dyn Fn(&Digest, &Path) -> bool,
-) -> Result<Vec<SizedFile>> {
-    let mut found = Vec::new();
-    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-        let folder = layout.blobs(algorithm);
-        found.extend(files_in(&folder, |name| {
-            format!("{}:{name}", algorithm.name())
-                .parse::<Digest>()
-                .is_ok_and(|digest| goes(&digest, &folder.join(name)))
-        })?);
-    }
-    Ok(found)
+/// What the images need that go now: it is nobody's from now on, whatever its age. One that cannot be read tells nothing.
+fn blobs_of(references: &[StoredReference], doomed: &BTreeSet<usize>) -> HashSet<Digest> {
+    let going = doomed.iter().copied().collect();
+    let marks = Marks::walk(references, going, &BTreeSet::new());
+    marks.map(|marks| marks.blobs).unwrap_or_default()
 }
 
 /// Whether a file is so old. What cannot be looked at is not; a time in the future counts as young.

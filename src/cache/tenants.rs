@@ -11,7 +11,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -90,7 +90,16 @@ impl Tenants {
     }
 
     /// All of them, also those whose tenants were not heard of since the start.
-    pub fn all(self: &Arc<Self>) -> Result<Vec<Cache>> {
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub async fn all(self: &Arc<Self>) -> Result<Vec<Cache>> {
+        let tenants = Arc::clone(self);
+        blocking(move || tenants.list()).await
+    }
+
+    /// The same. Blocks.
+    pub(super) fn list(self: &Arc<Self>) -> Result<Vec<Cache>> {
         let failed = |source| Error::reading("look through", &self.folder, source);
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -223,7 +232,7 @@ impl Cache {
         let (origin, blob) = (Digest::of(origin.as_bytes()), blob.clone());
         let own = self.shared.layout.root().to_owned();
         blocking(move || {
-            for cache in tenants.all()? {
+            for cache in tenants.list()? {
                 let theirs = &cache.shared;
                 let path = theirs.layout.origin(&origin);
                 if theirs.layout.root() != own
@@ -243,15 +252,13 @@ impl Cache {
 fn append(path: &Path, line: &str) -> Result<()> {
     let failed = |source| Error::writing("write", path, line.len() as u64, source);
     make_folder(path.parent().unwrap_or(path))?;
-    let open = || -> io::Result<File> {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(guarded())
-            .open(path)
-    };
-    let mut file = open().map_err(failed)?;
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(guarded())
+        .open(path)
+        .map_err(failed)?;
     if file.metadata().map_err(failed)?.len() + line.len() as u64 > MAX_ORIGIN_SIZE {
         file.set_len(0).map_err(failed)?;
     }
@@ -381,7 +388,7 @@ mod tests {
         ] {
             std::fs::create_dir_all(folder.join(path)).unwrap();
         }
-        let all = fixture.tenants.all().unwrap();
+        let all = fixture.tenants.list().unwrap();
         let directories: Vec<_> = all.iter().map(Cache::directory).collect();
         assert_eq!(directories, [folder.join("team-a")]);
     }

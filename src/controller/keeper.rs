@@ -44,12 +44,7 @@ impl Keeper {
     }
 
     async fn round(&self) {
-        let caches = Arc::clone(&self.caches);
-        let caches = crate::blocking::blocking(
-            move || caches.all(),
-            || crate::cache::Error::CacheInterrupted,
-        );
-        let caches = match caches.await {
+        let caches = match self.caches.all().await {
             Ok(caches) => caches,
             Err(error) => return tell(&error),
         };

@@ -349,10 +349,7 @@ impl Run {
         let image = &job.cached;
         let read = async |reference: Reference| {
             let manifest = self.cache.manifest(&image.repository, &reference).await;
-            manifest.map_err(|source| Error::Cache {
-                image: image.clone(),
-                source,
-            })
+            manifest.map_err(|source| cache_error(job, source))
         };
         let pinned = job.pinned.clone().map(Reference::Digest);
         let reference = pinned.unwrap_or_else(|| image.reference.clone());

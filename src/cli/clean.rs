@@ -7,13 +7,12 @@ use serde_json::json;
 
 use crate::{
     cache::{Cache, CleanRequest},
-    image::{Reference, Repository},
     output::ByteSize,
 };
 
 use super::{
     Error, Result,
-    options::{CacheOptions, duration},
+    options::{CacheOptions, NamedImages, duration},
     render::Screen,
 };
 
@@ -24,23 +23,8 @@ use super::{
   docker-image-pusher clean -r library/ubuntu -t 22.04
   docker-image-pusher clean --keep-within 168h")]
 pub(super) struct Clean {
-    /// Remove only images of this repository, as `list` shows it
-    #[arg(
-        short,
-        long,
-        env = "IMAGE_PUSHER_REPOSITORY",
-        value_name = "REPOSITORY"
-    )]
-    repository: Option<Repository>,
-    /// Remove only this tag or digest of the repository
-    #[arg(
-        short = 't',
-        long,
-        env = "IMAGE_PUSHER_REFERENCE",
-        value_name = "TAG|DIGEST",
-        requires = "repository"
-    )]
-    reference: Option<Reference>,
+    #[command(flatten)]
+    only: NamedImages,
     /// Show what would be removed, remove nothing
     #[arg(long, env = "IMAGE_PUSHER_DRY_RUN", value_parser = FalseyValueParser::new())]
     dry_run: bool,
@@ -55,9 +39,7 @@ impl Clean {
     pub(super) async fn run(self, screen: &Screen) -> Result<()> {
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         let request = CleanRequest {
-            only: self
-                .repository
-                .map(|repository| (repository, self.reference)),
+            only: self.only.named(),
             keep_within: self.keep_within,
             dry_run: self.dry_run,
         };

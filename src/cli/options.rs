@@ -100,6 +100,36 @@ pub(super) struct CacheOptions {
     pub(super) cache_dir: PathBuf,
 }
 
+/// Which images of the cache a command is about; without options all of them.
+#[derive(Debug, Args)]
+pub(super) struct NamedImages {
+    /// Only images of this repository, as `list` shows it
+    #[arg(
+        short,
+        long,
+        env = "IMAGE_PUSHER_REPOSITORY",
+        value_name = "REPOSITORY"
+    )]
+    repository: Option<Repository>,
+    /// Only this tag or digest of the repository
+    #[arg(
+        short = 't',
+        long,
+        env = "IMAGE_PUSHER_REFERENCE",
+        value_name = "TAG|DIGEST",
+        requires = "repository"
+    )]
+    reference: Option<Reference>,
+}
+
+impl NamedImages {
+    /// The repository that is named, and the image in it.
+    pub(super) fn named(self) -> Option<(Repository, Option<Reference>)> {
+        self.repository
+            .map(|repository| (repository, self.reference))
+    }
+}
+
 /// The grammar of durations in the resource, so that one spelling serves everywhere.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text)

@@ -4,11 +4,14 @@ use clap::{Args, builder::FalseyValueParser};
 
 use crate::{
     cache::{Cache, Fault, VerifyProgress, VerifyReport, VerifyRequest},
-    image::{Reference, Repository},
     output::{ByteSize, OutputManager, Transfer},
 };
 
-use super::{Error, Result, options::CacheOptions, render::Screen};
+use super::{
+    Error, Result,
+    options::{CacheOptions, NamedImages},
+    render::Screen,
+};
 
 /// Read the images in the cache again, compare them with their digests, and move away what is wrong
 #[derive(Debug, Args)]
@@ -17,23 +20,8 @@ use super::{Error, Result, options::CacheOptions, render::Screen};
   docker-image-pusher verify -r library/ubuntu -t 22.04
   docker-image-pusher verify --dry-run --output json")]
 pub(super) struct Verify {
-    /// Verify only images of this repository, as `list` shows it
-    #[arg(
-        short,
-        long,
-        env = "IMAGE_PUSHER_REPOSITORY",
-        value_name = "REPOSITORY"
-    )]
-    repository: Option<Repository>,
-    /// Verify only this tag or digest of the repository
-    #[arg(
-        short = 't',
-        long,
-        env = "IMAGE_PUSHER_REFERENCE",
-        value_name = "TAG|DIGEST",
-        requires = "repository"
-    )]
-    reference: Option<Reference>,
+    #[command(flatten)]
+    only: NamedImages,
     /// Show what is wrong, move nothing
     #[arg(long, env = "IMAGE_PUSHER_DRY_RUN", value_parser = FalseyValueParser::new())]
     dry_run: bool,
@@ -45,9 +33,7 @@ impl Verify {
     pub(super) async fn run(self, screen: &Screen) -> Result<()> {
         let cache = Cache::open(self.cache.cache_dir, screen.output().clone())?;
         let request = VerifyRequest {
-            only: self
-                .repository
-                .map(|repository| (repository, self.reference)),
+            only: self.only.named(),
             dry_run: self.dry_run,
         };
         let directory = cache.directory().display().to_string();

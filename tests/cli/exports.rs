@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 use crate::commands::{pull, push, with};
-use crate::save::{World, layout_digest};
+use crate::save::{World, layout_digest, with_large_image};
 use crate::support::{
     Context, Result,
     binary::{Sandbox, program},
@@ -199,16 +199,7 @@ fn parts_that_exist_are_replaced_only_when_asked_to_and_then_all_of_them() -> Re
 
 #[test]
 fn a_save_in_parts_that_is_killed_leaves_no_part_that_looks_whole() -> Result<()> {
-    let sandbox = Sandbox::new()?;
-    let image = Image::builder()
-        .layers(1, 64 * 1024 * 1024)
-        .gzip_level(0)
-        .build()?;
-    let source = sandbox.path().join("source.tar");
-    image.save_oci_archive(&source, "1")?;
-    sandbox
-        .run(&["extract", "-f", "source.tar", "-r", "big/app", "-t", "1"])?
-        .expect_code(0)?;
+    let (sandbox, image) = with_large_image(64 * 1024 * 1024)?;
     let save = [
         "save",
         "-s",

@@ -479,19 +479,22 @@ fn two_images_of_one_whole_name_are_refused() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_large_layer_is_saved_in_64_mb_and_an_interrupted_archive_leaves_nothing() -> Result<()> {
+/// A sandbox with `big/app:1` in its cache, of one layer of this size.
+pub(crate) fn with_large_image(bytes: u64) -> Result<(Sandbox, Image)> {
     let sandbox = Sandbox::new()?;
-    let image = Image::builder()
-        .layers(1, 512 * 1024 * 1024)
-        .gzip_level(0)
-        .build()?;
+    let image = Image::builder().layers(1, bytes).gzip_level(0).build()?;
     let source = sandbox.path().join("source.tar");
     image.save_oci_archive(&source, "1")?;
     sandbox
         .run(&["extract", "-f", "source.tar", "-r", "big/app", "-t", "1"])?
         .expect_code(0)?;
     fs::remove_file(source).unwrap();
+    Ok((sandbox, image))
+}
+
+#[test]
+fn a_large_layer_is_saved_in_64_mb_and_an_interrupted_archive_leaves_nothing() -> Result<()> {
+    let (sandbox, _) = with_large_image(512 * 1024 * 1024)?;
     let left = || -> Vec<(String, u64)> {
         let entries = fs::read_dir(sandbox.path()).unwrap().flatten();
         entries
